@@ -1,0 +1,46 @@
+# Everything from a fresh clone: Python >= 3.11, a C compiler and a package index are enough.
+#   make demo    set up .venv and stream text from the model that comes with the package
+#   make test    set up .venv and run the tests          make lint    style and types
+#   make slow    the tests that take minutes             make bench   speed, one table (run it alone)
+PYTHON ?= python3
+PYTEST_ARGS ?=
+BIN := .venv/bin
+PROMPT ?= Once upon a time
+
+.PHONY: demo test lint slow bench clean
+.DEFAULT_GOAL := test
+
+demo: .venv/.installed-run
+	$(BIN)/tiefsee run "$(PROMPT)"
+
+# One thread per worker: two test processes with two threads each fight over two cores.
+test: .venv/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 $(PYTEST_ARGS)
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check tiefsee tests
+	$(BIN)/ruff format --check tiefsee tests
+	$(BIN)/mypy
+
+slow: .venv/.installed-dev
+	$(BIN)/python -m pytest -q -m slow $(PYTEST_ARGS)
+
+bench: .venv/.installed-dev
+	$(BIN)/python -m pytest -q -s -m bench $(PYTEST_ARGS)
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "found $$($(PYTHON) --version), tiefsee needs Python >= 3.11; try: make PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+# The demo installs what a user needs; tests and lint add the development tools to the same .venv.
+.venv/.installed-run: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+.venv/.installed-dev: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@ .venv/.installed-run

@@ -1,0 +1,87 @@
+"""From a model's name to a running `EngineCore`: find, check memory, load, plan the cache."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from tiefsee.checkpoint import LoadReport, load_network
+from tiefsee.engine.config import EngineConfig, free_bytes, plan_memory
+from tiefsee.engine.core import EngineCore
+from tiefsee.errors import ConfigError, OutOfMemory
+from tiefsee.files import ModelFiles, find_model
+from tiefsee.model import Network
+from tiefsee.ops import open_device, operators_for
+from tiefsee.spec import ModelSpec, model_spec
+from tiefsee.spec.size import weight_bytes
+from tiefsee.text import Tokenizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Drafts per step that an engine may try when the model has an MTP layer and nothing else was said.
+USUAL_MAX_DRAFT = 2
+
+
+def build_core(
+    model: str | Path, device: str, dtype: str, format: str, config: EngineConfig, *, progress: bool = False
+) -> EngineCore:
+    """Load a model and make room for its cache. See `LLM` for the arguments and errors."""
+    torch_device = open_device(device)
+    files = find_model(model)
+    spec = model_spec(files.config)
+    chosen = resolve_dtype(dtype, spec)
+    check_memory(spec, format, chosen, torch_device)
+    network, report = load(files, spec, torch_device, chosen, format, progress)
+    config = resolve_config(config, spec, report)
+    plan, max_context = plan_memory(spec, config, config.cache_dtype or chosen, free_bytes(torch_device))
+    tokenizer = None
+    if (files.folder / "tokenizer.json").is_file():
+        tokenizer = Tokenizer.from_folder(files.folder, files.config, files.generation_config)
+    return EngineCore(network, plan, max_context, config, tokenizer, files.generation_config, files.folder)
+
+
+def resolve_dtype(dtype: str, spec: ModelSpec) -> str:
+    """The dtype of activations and plain weights: as asked, or the checkpoint's own."""
+    chosen = spec.dtype if dtype == "auto" else dtype
+    if chosen not in DTYPES:
+        raise ConfigError(f"dtype is {chosen!r}; needed 'auto' or one of {', '.join(DTYPES)}")
+    return chosen
+
+
+def check_memory(spec: ModelSpec, format: str, dtype: str, device: torch.device) -> None:
+    """OutOfMemory before anything is read, when the weights alone exceed what is free."""
+    needed, free = weight_bytes(spec, format, dtype), free_bytes(device)
+    if needed <= free:
+        return
+    others = {f: weight_bytes(spec, f, dtype) for f in ("keep", "int8") if f != format}
+    fitting = [f"--format {f} ({size / 1e9:.1f} GB)" for f, size in others.items() if size <= free]
+    advice = (
+        f"{' or '.join(fitting)} would fit" if fitting else "no format of this model fits here; use a larger machine"
+    )
+    raise OutOfMemory(
+        f"the weights need {needed / 1e9:.1f} GB as {format}, and {device} has {free / 1e9:.1f} GB free: "
+        f"{(needed - free) / 1e9:.1f} GB too little; {advice}"
+    )
+
+
+def load(
+    files: ModelFiles, spec: ModelSpec, device: torch.device, dtype: str, format: str, progress: bool
+) -> tuple[Network, LoadReport]:
+    """An empty network on the meta device, filled tensor by tensor."""
+    with torch.device("meta"):
+        network = Network(spec, operators_for(device))
+    report = load_network(network, spec, files, device=device, dtype=DTYPES[dtype], format=format, progress=progress)
+    return network.eval().requires_grad_(False), report
+
+
+def resolve_config(config: EngineConfig, spec: ModelSpec, report: LoadReport) -> EngineConfig:
+    """The config with its open choices made: drafts only if there is an MTP layer to draft with."""
+    usual = USUAL_MAX_DRAFT if report.has_mtp else 0
+    if config.max_draft is None:
+        return replace(config, max_draft=usual)
+    if config.max_draft and not report.has_mtp:
+        raise ConfigError(
+            f"max_draft = {config.max_draft}, but this checkpoint has no MTP layer to draft with; leave max_draft out"
+        )
+    return config

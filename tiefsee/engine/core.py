@@ -1,0 +1,278 @@
+"""The engine's heart: one pool of like devices, one model, one loop.
+
+    step:  schedule -> run -> accept -> commit -> draft -> tell
+
+`EngineCore` is synchronous and belongs to one thread; `LLM` and the async `Engine` drive it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tiefsee.engine.cache import CachePlan, StreamCache
+from tiefsee.engine.config import EngineConfig
+from tiefsee.engine.generation import Delta, Generation, sample_seed
+from tiefsee.engine.runner import Runner, StepResult
+from tiefsee.engine.sampling import Sampling
+from tiefsee.engine.speculate import Committed, Drafter, DraftLength
+from tiefsee.errors import InvalidToken, PromptTooLong, RequestError
+from tiefsee.model import Network
+from tiefsee.schedule import Accepted, Batch, Entry, Request, Scheduler, SchedulerConfig
+from tiefsee.spec.model import ModelSpec
+from tiefsee.text import Tokenizer
+
+
+@dataclass
+class Counters:
+    """What has happened since the start; for reports and metrics."""
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_drafts: int = 0
+
+    @property
+    def acceptance(self) -> float | None:
+        """Accepted share of the drafts that were verified."""
+        return self.accepted_drafts / self.drafted_tokens if self.drafted_tokens else None
+
+
+class EngineCore:
+    """One model on one device: requests in, deltas out."""
+
+    def __init__(
+        self, network: Network, plan: CachePlan, max_context: int, config: EngineConfig,
+        tokenizer: Tokenizer | None = None, generation_config: Mapping[str, Any] | None = None,
+        folder: Path | None = None,
+    ) -> None:  # fmt: skip
+        self.spec: ModelSpec = network.spec
+        self.config, self.plan, self.max_context = config, plan, max_context
+        self.tokenizer, self.generation_config = tokenizer, dict(generation_config or {})
+        self.folder = folder or Path()  # of the checkpoint: chat formats are read from it
+        self.runner = Runner(network, StreamCache(plan, network.device))
+        self.scheduler = Scheduler(scheduler_config(config, plan, max_context))
+        self.counters = Counters()
+        self.draft_length = DraftLength(plan.max_draft)
+        self._drafter = Drafter(self.runner, plan.max_draft) if plan.max_draft else None
+        self._generations: dict[str, Generation] = {}
+        self._ids = itertools.count()
+        eos = self.generation_config.get("eos_token_id", self.spec.eos_token_ids)
+        self.eos_ids = tuple(eos) if isinstance(eos, list | tuple) else (int(eos),)
+
+    # ------------------------------------------------------------------------------ requests
+
+    def add(
+        self, prompt: Sequence[int], sampling: Sampling, on_delta: Callable[[int, Delta], None],
+        *, priority: int = 0, salt: str | None = None, keep_logits: bool = False,
+    ) -> list[Generation]:  # fmt: skip
+        """Queue one prompt for its n answers; `on_delta` hears of (index of the answer, what was added).
+
+        Raises RequestError if the prompt can never be served; nothing is queued then.
+        """
+        sampling = sampling.with_defaults(self.generation_config)
+        self._check(prompt, sampling)
+        keeps_rows = keep_logits or sampling.prompt_logprobs is not None
+        if sampling.seed is None:
+            sampling = replace(sampling, seed=secrets.randbits(62))
+        group = []
+        for index in range(sampling.n):
+            room = self.max_context - len(prompt)
+            request = Request(
+                request_id=str(next(self._ids)),
+                tokens=list(prompt),
+                num_prompt_tokens=len(prompt),
+                max_tokens=min(sampling.max_tokens or room, room),
+                priority=priority,
+                salt=salt,
+                needs_prompt_logprobs=keeps_rows and index == 0,
+            )
+            group.append(
+                Generation(
+                    request, sampling, sample_seed(sampling, index), index, self.tokenizer, self.eos_ids,
+                    partial(on_delta, index), prompt_rows=[] if keeps_rows and index == 0 else None,
+                )
+            )  # fmt: skip
+        first = group[0]
+        first.siblings = group[1:]
+        self.scheduler.add(first.request)
+        self._generations[first.request.request_id] = first
+        self.counters.prompt_tokens += len(prompt)
+        return group
+
+    def add_all(
+        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], on_delta: Callable[[int, Delta], None],
+        *, keep_logits: bool = False,
+    ) -> list[list[Generation]]:  # fmt: skip
+        """Queue several prompts, or none of them if one cannot be served."""
+        groups: list[list[Generation]] = []
+        try:
+            for prompt, sampling in zip(prompts, samplings, strict=True):
+                groups.append(self.add(prompt, sampling, on_delta, keep_logits=keep_logits))
+        except RequestError:
+            for group in groups:
+                self.cancel(group[0])
+            raise
+        return groups
+
+    @contextmanager
+    def step_budget(self, max_step_tokens: int | None) -> Iterator[None]:
+        """Another token budget per step for a while, as tests of chunked prefill want."""
+        usual = self.scheduler.config
+        if max_step_tokens is not None:
+            self.scheduler.config = replace(usual, max_step_tokens=max_step_tokens)
+        try:
+            yield
+        finally:
+            self.scheduler.config = usual
+
+    def cancel(self, generation: Generation) -> None:
+        """Drop a request; its blocks are free at once. Finished ones are left alone."""
+        if generation.finish_reason is None:
+            generation.finish_reason = "cancelled"
+            self.scheduler.cancel(generation.request.request_id)
+            self._forget(generation)
+            generation.tell()
+
+    def cancel_all(self) -> None:
+        for generation in list(self._generations.values()):
+            self.cancel(generation)
+
+    def has_work(self) -> bool:
+        return self.scheduler.has_work()
+
+    def _check(self, prompt: Sequence[int], sampling: Sampling) -> None:
+        if not prompt:
+            raise RequestError("the prompt is empty; needed at least one token")
+        bad = next((t for t in prompt if not 0 <= t < self.spec.vocab_size), None)
+        if bad is not None:
+            raise InvalidToken(f"token {bad} is outside the vocabulary of {self.spec.vocab_size} tokens")
+        bias = next((t for t in sampling.logit_bias if t >= self.spec.vocab_size), None)
+        if bias is not None:
+            raise InvalidToken(f"logit_bias names token {bias}; the vocabulary has {self.spec.vocab_size}")
+        if len(prompt) >= self.max_context:
+            raise PromptTooLong(
+                f"the prompt has {len(prompt)} tokens; this engine holds {self.max_context} in all, so at most "
+                f"{self.max_context - 1}. Shorten it, or start the engine with a larger max_context"
+            )
+        if sampling.stop and self.tokenizer is None:
+            raise RequestError("stop strings need a tokenizer, and this model came without one; use stop_token_ids")
+
+    # ---------------------------------------------------------------------------------- step
+
+    def step(self) -> None:
+        """One pass of the network, and all that goes with it."""
+        began = time.perf_counter()
+        batch = self.scheduler.schedule()
+        if not batch.entries:
+            return
+        result = self.runner.run(batch)
+        accepted = [self._accept(entry, logits) for entry, logits in zip(batch.entries, result.logits, strict=True)]
+        self.scheduler.commit(batch, accepted)
+        self._fork(batch, result)
+        self._draft(batch, result, accepted)
+        self._measure(batch, accepted, time.perf_counter() - began)
+        self._tell(batch)
+
+    def _accept(self, entry: Entry, logits: Tensor) -> Accepted | None:
+        """Draw the tokens that an entry's logits give: its drafts as far as they are right, and one more."""
+        generation = self._generations[entry.request.request_id]
+        if generation.prompt_rows is not None and entry.start < entry.request.num_prompt_tokens:
+            if entry.start == 0:
+                generation.prompt_rows.clear()  # a preempted prompt is computed again
+            generation.prompt_rows.append(logits)
+        if not entry.samples:
+            return None
+        rows = logits[len(logits) - 1 - entry.num_drafts :]
+        drafts = entry.tokens[len(entry.tokens) - entry.num_drafts :]
+        position = entry.start + len(entry.tokens) - entry.num_drafts
+        tokens: list[int] = []
+        for row_W, draft in itertools.zip_longest(rows, drafts):
+            tokens.append(generation.draw(row_W, position + len(tokens)))
+            generation.add(tokens[-1], row_W)
+            if generation.finish_reason is not None or tokens[-1] != draft:
+                break
+        self.counters.drafted_tokens += entry.num_drafts
+        self.counters.accepted_drafts += len(tokens) - 1
+        return Accepted(tuple(tokens), generation.finish_reason)
+
+    def _fork(self, batch: Batch, result: StepResult) -> None:
+        """Where a prompt with n > 1 is complete: its other answers draw from the same logits and go on alone."""
+        for entry, logits in zip(batch.entries, result.logits, strict=True):
+            parent = self._generations.get(entry.request.request_id)
+            if parent is None or not parent.siblings or not entry.samples:
+                continue
+            siblings, parent.siblings = parent.siblings, []
+            for child in siblings:
+                child.request.tokens.append(child.draw(logits[-1], entry.request.num_prompt_tokens))
+                child.add(child.request.tokens[-1], logits[-1])
+                if child.finish_reason is None:
+                    self._generations[child.request.request_id] = child
+                    self.scheduler.fork(entry.request, child.request)
+                self.counters.generated_tokens += 1
+                child.tell()
+
+    def _draft(self, batch: Batch, result: StepResult, accepted: Sequence[Accepted | None]) -> None:
+        if self._drafter is None:
+            return
+        committed = []
+        for entry, segment, tokens in zip(batch.entries, result.segments, accepted, strict=True):
+            generation = self._generations[entry.request.request_id]
+            rejected = entry.num_drafts - (len(tokens.tokens) - 1) if tokens is not None else 0
+            alive = generation.finish_reason is None
+            if alive or entry.start < entry.request.num_prompt_tokens:
+                end = entry.start + len(entry.tokens) - rejected
+                committed.append(Committed(entry, segment, end, generation, alive and tokens is not None))
+        num_decoding = sum(c.wants_drafts for c in committed)
+        self._drafter.propose(committed, result, self.draft_length.choose(num_decoding))
+
+    def _measure(self, batch: Batch, accepted: Sequence[Accepted | None], seconds: float) -> None:
+        new = sum(len(a.tokens) for a in accepted if a is not None)
+        self.counters.steps += 1
+        self.counters.generated_tokens += new
+        drafts = {e.num_drafts for e in batch.entries}
+        pure_decode = all(e.samples and len(e.tokens) == 1 + e.num_drafts for e in batch.entries)
+        if pure_decode and len(drafts) == 1:
+            self.draft_length.observe(len(batch.entries), drafts.pop(), new, seconds)
+
+    def _tell(self, batch: Batch) -> None:
+        for entry in batch.entries:
+            generation = self._generations.get(entry.request.request_id)
+            if generation is None:
+                continue
+            if generation.finish_reason is not None:
+                self._forget(generation)
+            generation.tell()
+
+    def _forget(self, generation: Generation) -> None:
+        self._generations.pop(generation.request.request_id, None)
+        self.counters.prefix_hit_tokens += generation.request.num_cached_tokens
+        if self._drafter is not None:
+            self._drafter.forget(generation.request.request_id)
+
+
+def scheduler_config(config: EngineConfig, plan: CachePlan, max_context: int) -> SchedulerConfig:
+    return SchedulerConfig(
+        block_tokens=plan.block_tokens,
+        num_blocks=plan.num_blocks,
+        num_rings=plan.num_rings,
+        num_snapshots=plan.num_snapshots,
+        needs_rings=plan.num_rings > 0,
+        max_step_tokens=config.max_step_tokens,
+        max_running=config.max_running,
+        max_context=max_context,
+        max_draft=plan.max_draft,
+        snapshot_every=config.snapshot_every,
+        enable_prefix_cache=config.enable_prefix_cache,
+    )

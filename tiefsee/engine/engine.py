@@ -1,0 +1,132 @@
+"""The async engine: many callers, one thread that steps the core.
+
+Callers and the stepping thread share nothing but a queue of commands (add, cancel, stop) and, per
+request, a queue of deltas on the caller's event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tiefsee.engine.core import EngineCore
+from tiefsee.engine.generation import Delta, Generation
+from tiefsee.engine.sampling import Sampling
+from tiefsee.errors import DeviceError, RequestError
+
+
+@dataclass
+class _Call:
+    """One request between its caller and the stepping thread."""
+
+    prompt: Sequence[int]
+    sampling: Sampling
+    priority: int
+    salt: str | None
+    loop: asyncio.AbstractEventLoop
+    deltas: asyncio.Queue[tuple[int, Delta] | BaseException] = field(default_factory=asyncio.Queue)
+    group: list[Generation] = field(default_factory=list)
+
+    def tell(self, item: tuple[int, Delta] | BaseException) -> None:
+        """Hand an item to the caller's loop; a loop that is gone has no one to tell."""
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self.deltas.put_nowait, item)
+
+
+class Engine:
+    """Continuous batching for asyncio callers.
+
+        async with Engine(core) as engine:
+            async for index, delta in engine.generate(prompt_ids, Sampling(max_tokens=64)):
+                print(delta.text, end="")
+
+    Leaving the iterator early cancels the request. If a step fails, every request in flight gets the
+    error and the engine refuses new ones.
+    """
+
+    def __init__(self, core: EngineCore) -> None:
+        self.core = core
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._calls: dict[int, _Call] = {}
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="tiefsee-engine", daemon=True)
+        self._thread.start()
+
+    async def __aenter__(self) -> Engine:
+        return self
+
+    async def __aexit__(self, *_: Any) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Cancel what runs and end the thread after the step in flight."""
+        self._commands.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    async def generate(
+        self, prompt: Sequence[int], sampling: Sampling, *, priority: int = 0, salt: str | None = None
+    ) -> AsyncIterator[tuple[int, Delta]]:
+        """(index of the answer, delta) as they come, until each of the n answers has a finish reason.
+
+        Raises RequestError if the prompt cannot be served, DeviceError if the engine has failed.
+        """
+        if self._failure is not None:
+            raise DeviceError("the engine has stopped after an error; start it again") from self._failure
+        call = _Call(prompt, sampling, priority, salt, asyncio.get_running_loop())
+        self._commands.put(lambda: self._add(call))
+        open_answers = sampling.n
+        try:
+            while open_answers:
+                item = await call.deltas.get()
+                if isinstance(item, BaseException):
+                    open_answers = 0
+                    raise item
+                open_answers -= item[1].finish_reason is not None
+                yield item
+        finally:
+            self._commands.put(lambda: self._cancel(call))
+
+    # --------------------------------------------------------------------- the stepping thread
+
+    def _work(self) -> None:
+        while True:
+            try:
+                command = self._commands.get(block=not self.core.has_work())
+                if command is None:
+                    self.core.cancel_all()
+                    return
+                command()
+                continue  # drain the queue before the next step
+            except queue.Empty:
+                pass
+            try:
+                self.core.step()
+            except BaseException as error:  # whatever it was: callers must hear of it, not wait for ever
+                self._fail(error)
+                return
+
+    def _add(self, call: _Call) -> None:
+        try:
+            call.group = self.core.add(
+                call.prompt, call.sampling, lambda index, delta: call.tell((index, delta)),
+                priority=call.priority, salt=call.salt,
+            )  # fmt: skip
+        except RequestError as error:
+            call.tell(error)
+            return
+        self._calls[id(call)] = call
+
+    def _cancel(self, call: _Call) -> None:
+        """Forget a call; what of it still runs is cancelled."""
+        self._calls.pop(id(call), None)
+        for generation in call.group:
+            self.core.cancel(generation)
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = error
+        for call in self._calls.values():
+            call.tell(DeviceError(f"the engine failed during a step: {error!r}; the request is lost"))

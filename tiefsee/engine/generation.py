@@ -1,0 +1,148 @@
+"""What the engine knows of one answer in the making: `Generation`; and what it hands out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from tiefsee.engine.sample import TokenLogprobs, draw, token_logprobs
+from tiefsee.engine.sampling import Sampling
+from tiefsee.schedule.request import Request
+from tiefsee.text import Detokeniser, Tokenizer
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What one step added to one answer. `text` holds whole characters only."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One finished answer. `token_ids` end with the stop token, if one ended it; `text` does not."""
+
+    index: int
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """All answers to one prompt; the attributes of the first stand for the usual case of one."""
+
+    prompt_token_ids: tuple[int, ...]
+    completions: tuple[Completion, ...]
+    num_cached_tokens: int = 0
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return self.completions[0].token_ids
+
+    @property
+    def text(self) -> str:
+        return self.completions[0].text
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        return self.completions[0].finish_reason
+
+    @property
+    def logprobs(self) -> tuple[TokenLogprobs, ...] | None:
+        return self.completions[0].logprobs
+
+
+@dataclass
+class Generation:
+    """One answer: the scheduler's request, how tokens are chosen, and the text so far.
+
+    `on_delta` is called once per step that added something, from the thread that steps the engine.
+    `prompt_rows`, if not None, collects the logits [n, W] of every prompt position.
+    """
+
+    request: Request
+    sampling: Sampling
+    seed: int
+    index: int
+    tokenizer: Tokenizer | None
+    eos_ids: tuple[int, ...]
+    on_delta: Callable[[Delta], None]
+    siblings: list[Generation] = field(default_factory=list)
+    prompt_rows: list[Tensor] | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    def __post_init__(self) -> None:
+        s = self.sampling
+        self._detokeniser = None
+        if self.tokenizer is not None:
+            self._detokeniser = Detokeniser(self.tokenizer, s.stop, include_stop=s.include_stop)
+        self._ending = frozenset((*s.stop_token_ids, *(() if s.ignore_eos else self.eos_ids)))
+        self._prompt = self.request.tokens[: self.request.num_prompt_tokens]
+        self._told_tokens = self._told_text = 0
+
+    def draw(self, row_W: Tensor, position: int) -> int:
+        """The token of a position from its logits [W]."""
+        return draw(row_W, self.sampling, self.seed, position, self._prompt, self.token_ids, sorted(self._ending))
+
+    def add(self, token: int, row_W: Tensor) -> None:
+        """Take one drawn token; sets `finish_reason` if it ends the answer."""
+        self.token_ids.append(token)
+        if self.sampling.logprobs is not None:
+            self.logprobs.append(token_logprobs(row_W, token, self.sampling.logprobs))
+        may_stop = len(self.token_ids) >= self.sampling.min_tokens
+        piece = ""
+        if token in self._ending and may_stop:
+            self.finish_reason = "stop"
+        elif self._detokeniser is not None:
+            piece = self._detokeniser.feed(token, may_stop=may_stop)
+            if self._detokeniser.stopped_by is not None:
+                self.finish_reason = "stop"
+        if self.finish_reason is None and len(self.token_ids) >= (self.request.max_tokens or 0):
+            self.finish_reason = "length"
+        if self.finish_reason is not None and self._detokeniser is not None:
+            piece += self._detokeniser.flush()
+        self.text += piece
+
+    def tell(self) -> None:
+        """Report what was added since the last time, if anything was."""
+        new, text = tuple(self.token_ids[self._told_tokens :]), self.text[self._told_text :]
+        logprobs = tuple(self.logprobs[self._told_tokens :])
+        self._told_tokens, self._told_text = len(self.token_ids), len(self.text)
+        if new or text or self.finish_reason:
+            self.on_delta(Delta(new, text, logprobs, self.finish_reason))
+
+    def completion(self) -> Completion:
+        assert self.finish_reason is not None
+        logprobs = tuple(self.logprobs) if self.sampling.logprobs is not None else None
+        return Completion(self.index, tuple(self.token_ids), self.text, self.finish_reason, logprobs)
+
+
+def sample_seed(sampling: Sampling, index: int) -> int:
+    """The seed of the index-th of n answers: the request's own for the first, others derived from it."""
+    assert sampling.seed is not None
+    seed = sampling.seed
+    return seed if index == 0 else (seed * 0x9E3779B97F4A7C15 + index) & ((1 << 63) - 1)
+
+
+def prompt_token_logprobs(rows: Sequence[Tensor], prompt: Sequence[int], num_top: int) -> list[TokenLogprobs | None]:
+    """One entry per prompt token; the first has none, since nothing stands before it."""
+    logits = [row for chunk in rows for row in chunk]
+    return [
+        None,
+        *(token_logprobs(row, token, num_top) for row, token in zip(logits, prompt[1:], strict=False)),
+    ]

@@ -1,0 +1,414 @@
+"""Every operator of the family in plain torch: the definition that each faster backend is tested against.
+
+Runs unchanged on cpu and cuda, in prefill, decode and training; differentiable. Names end in shapes:
+
+    T tokens of the step, packed   S keys a query sees   D hidden   C latent or shared key/value width
+    H heads   N non-rope head dim   R rope dim   V value head dim   E experts   K experts per token
+    F expert hidden   I indexer heads   J indexer dim   X residual streams   U query tile
+
+Sources: DeepSeek-V2 (arXiv 2405.04434) for latent attention, V3 (2412.19437) for gating, V3.2-Exp's
+report for the indexer, V4's report sections 2.1 to 2.3 for hash routing, mHC and compressed attention.
+A weight is a tensor or a packed `Weight`; packed ones are dequantised here, expert by expert.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tiefsee.ops.view import CacheView
+from tiefsee.ops.weight import AnyWeight, Weight, dense
+from tiefsee.spec.model import Router
+
+# Scores of one query tile stay below this, so that attention over a long cache does not grow with the chunk.
+SCORE_TILE_VALUES = 1 << 24
+
+
+# ------------------------------------------------------------------------------- linear and norms
+
+
+def linear(x: Tensor, weight: AnyWeight, bias: Tensor | None = None) -> Tensor:
+    """x [.., I] times weight [O, I] transposed."""
+    return F.linear(x, dense(weight, x.dtype), bias)
+
+
+def grouped_linear(x_TGI: Tensor, weight: AnyWeight) -> Tensor:
+    """Block-diagonal projection: group g of x [T, G, I] by rows g of weight [G * O, I] -> [T, G * O]."""
+    groups, width = x_TGI.shape[1:]
+    weight_GOI = dense(weight, x_TGI.dtype).view(groups, -1, width)
+    return torch.einsum("tgi,goi->tgo", x_TGI, weight_GOI).flatten(1)
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """x / rms(x) * weight over the last dim, in float32, cast once at the end."""
+    wide = x.float()
+    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (wide if weight is None else wide * weight.float()).to(x.dtype)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Mean and variance norm of the V3.2 indexer key."""
+    return F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float(), eps).to(x.dtype)
+
+
+def swiglu(gate: Tensor, up: Tensor, limit: float | None) -> Tensor:
+    """silu(gate) * up; V4 clamps the gate from above and the linear part from both sides."""
+    if limit is not None:
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    return F.silu(gate) * up
+
+
+# -------------------------------------------------------------------------------------------- RoPE
+
+
+def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE on neighbours (0, 1), (2, 3), ..: MLA of all models and everything in V4.
+
+    x [.., R], cos and sin [.., R / 2] broadcast to it. With -sin it turns back.
+    """
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2).to(x.dtype)
+
+
+def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE on (i, i + R / 2): the indexer of V3.2, and only that. x [.., R], cos and sin [.., R / 2]."""
+    low, high = x.float().chunk(2, dim=-1)
+    return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)
+
+
+# ----------------------------------------------------------------------------------------- experts
+
+
+def router_scores(hidden_TD: Tensor, weight_ED: AnyWeight, scoring_func: str) -> Tensor:
+    """Affinity of each token with each expert, [T, E] in float32 whatever the model's dtype."""
+    logits_TE = F.linear(hidden_TD.float(), dense(weight_ED, torch.float32))
+    if scoring_func == "softmax":
+        return logits_TE.softmax(-1)
+    if scoring_func == "sigmoid":
+        return logits_TE.sigmoid()
+    return F.softplus(logits_TE).sqrt()
+
+
+def top_k_stable(scores: Tensor, k: int) -> Tensor:
+    """Indices of the k largest along the last dim; of equal ones the lowest index first."""
+    return scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+
+
+def select_experts(scores_TE: Tensor, bias_E: Tensor | None, router: Router) -> Tensor:
+    """The experts of each token, [T, K]. The bias moves the choice, never the weight (V3, section 2.1.2).
+
+    With groups, only experts of the best `topk_group` groups stand for choice: a group counts by its
+    best expert (V2) or by the sum of its two best (V3).
+    """
+    choice_TE = scores_TE.detach() if bias_E is None else scores_TE.detach() + bias_E.float()
+    if router.n_group > 1:
+        grouped = choice_TE.unflatten(-1, (router.n_group, -1))
+        best = 2 if router.selection == "noaux_tc" else 1
+        rank = grouped.topk(min(best, grouped.shape[-1]), dim=-1).values.sum(-1)
+        kept = torch.zeros_like(rank, dtype=torch.bool).scatter(1, top_k_stable(rank, router.topk_group), True)
+        # V2 sets the other groups to 0, V3 to -inf; scores of a softmax are positive, so one rule serves.
+        choice_TE = grouped.masked_fill(~kept.unsqueeze(-1), float("-inf")).flatten(1)
+    return top_k_stable(choice_TE, router.num_experts_per_tok)
+
+
+def expert_weights(scores_TE: Tensor, experts_TK: Tensor, router: Router) -> Tensor:
+    """Weights of the chosen experts, [T, K] in float32."""
+    weights_TK = scores_TE.gather(1, experts_TK)
+    if router.norm_topk_prob:
+        weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
+    return weights_TK * router.routed_scaling_factor
+
+
+def run_experts(
+    hidden_TD: Tensor,
+    experts_TK: Tensor,
+    weights_TK: Tensor,
+    w1: Tensor | Weight,
+    w2: Tensor | Weight,
+    w3: Tensor | Weight,
+    limit: float | None,
+) -> Tensor:
+    """Routed experts: each token through its K experts, weighted and summed in the order of its picks.
+
+    w1, w3 [E, F, D] and w2 [E, D, F]. Tokens are sorted by expert, so each expert is touched once and
+    the sum of a token does not depend on what else is in the batch.
+    """
+    num_picks = experts_TK.shape[1]
+    order = experts_TK.flatten().argsort(stable=True)
+    counts = torch.bincount(experts_TK.flatten(), minlength=w1.shape[0]).tolist()
+    sorted_TD = hidden_TD[order // num_picks]
+    # unbind, not w[expert]: the gradient of a stack is then put together once, not once an expert.
+    gates, downs, ups = w1.unbind(), w2.unbind(), w3.unbind()
+    outputs, first = [], 0
+    for expert, count in enumerate(counts):
+        if count == 0:
+            continue
+        x = sorted_TD[first : first + count]
+        hidden = swiglu(linear(x, gates[expert]), linear(x, ups[expert]), limit)
+        outputs.append(linear(hidden, downs[expert]))
+        first += count
+    back = torch.empty_like(order)
+    back[order] = torch.arange(order.numel(), device=order.device)
+    picked_TKD = torch.cat(outputs)[back].unflatten(0, (-1, num_picks))
+    return torch.einsum("tkd,tk->td", picked_TKD.float(), weights_TK).to(hidden_TD.dtype)
+
+
+# ------------------------------------------------------------------------- latent attention (MLA)
+
+
+def latent_attention(
+    query_nope_THN: Tensor,
+    query_rope_THR: Tensor,
+    wkv_b: AnyWeight,
+    view: CacheView,
+    layer: int,
+    scale: float,
+    value_dim: int,
+    picks: list[Tensor | None] | None = None,
+) -> Tensor:
+    """Attention over cached latents (stream "latent", rows C + R), causal, per segment -> [T, H, V].
+
+    Two equal forms (DeepSeek-V2, section 2.1.2). Absorbed: the query is taken into latent space and keys
+    are read as they are stored, one row for all heads. Expanded: keys and values are built for each head,
+    which pays off when many queries share them. `picks` (V3.2) narrows each query to its chosen keys.
+    """
+    heads, nope = query_nope_THN.shape[1:]
+    weight_HOC = dense(wkv_b, query_nope_THN.dtype).unflatten(0, (heads, -1))
+    key_HNC, value_HVC = weight_HOC.split((nope, value_dim), dim=1)
+    outputs = []
+    for index, segment in enumerate(view.segments):
+        tokens = slice(segment.first, segment.last)
+        rows_SC = view.history("latent", layer, index, segment.end)
+        pick = None if picks is None else picks[index]
+        form = _absorbed if segment.num_tokens < _break_even(weight_HOC, value_dim) else _expanded
+        outputs.append(form(query_nope_THN[tokens], query_rope_THR[tokens], rows_SC, key_HNC, value_HVC, scale, pick))
+    return torch.cat(outputs)
+
+
+def _break_even(weight_HOC: Tensor, value_dim: int) -> float:
+    """Queries per segment from which expanding the keys costs fewer FLOPs: about 170 for V3.
+
+    Per key, expanding costs C * (N + V) once and then N + R + V a query; absorbed costs 2 * C + R a query.
+    """
+    _, both, rank = weight_HOC.shape
+    return rank * both / max(2 * rank - both, 1)
+
+
+def _absorbed(
+    query_nope_THN: Tensor, query_rope_THR: Tensor, rows_SC: Tensor, key_HNC: Tensor, value_HVC: Tensor,
+    scale: float, pick: Tensor | None,
+) -> Tensor:  # fmt: skip
+    rank = key_HNC.shape[-1]
+    query_THC = torch.cat((torch.einsum("thn,hnc->thc", query_nope_THN, key_HNC), query_rope_THR), dim=-1)
+    if pick is not None and len(query_THC) == 1:
+        rows_SC, pick = rows_SC[pick[0]], None
+    first = len(rows_SC) - len(query_THC)
+    outputs = []
+    for tile in _query_tiles(query_THC, len(rows_SC)):
+        tile_UHC = query_THC[tile]
+        scores_UHS = (tile_UHC.flatten(0, 1) @ rows_SC.T).view(*tile_UHC.shape[:2], -1).float() * scale
+        if len(query_THC) > 1:
+            scores_UHS = scores_UHS.masked_fill(
+                _hidden(tile, first, len(rows_SC), pick, rows_SC).unsqueeze(1), -torch.inf
+            )
+        probs_UHS = scores_UHS.softmax(-1).to(rows_SC.dtype)
+        latent_UHC = (probs_UHS.flatten(0, 1) @ rows_SC[:, :rank]).view(*probs_UHS.shape[:2], rank)
+        outputs.append(torch.einsum("thc,hvc->thv", latent_UHC, value_HVC))
+    return torch.cat(outputs)
+
+
+def _expanded(
+    query_nope_THN: Tensor, query_rope_THR: Tensor, rows_SC: Tensor, key_HNC: Tensor, value_HVC: Tensor,
+    scale: float, pick: Tensor | None,
+) -> Tensor:  # fmt: skip
+    heads, _, rank = key_HNC.shape
+    latent_SC, rope_SR = rows_SC.split((rank, rows_SC.shape[-1] - rank), dim=-1)
+    key_HSK = torch.cat(
+        (torch.einsum("sc,hnc->hsn", latent_SC, key_HNC), rope_SR.expand(heads, *rope_SR.shape)), dim=-1
+    )
+    value_HSV = torch.einsum("sc,hvc->hsv", latent_SC, value_HVC)
+    query_HTK = torch.cat((query_nope_THN, query_rope_THR), dim=-1).transpose(0, 1)
+    first = len(rows_SC) - query_HTK.shape[1]
+    outputs = []
+    for tile in _query_tiles(query_nope_THN, len(rows_SC)):
+        scores_HUS = (query_HTK[:, tile] @ key_HSK.transpose(1, 2)).float() * scale
+        scores_HUS = scores_HUS.masked_fill(_hidden(tile, first, len(rows_SC), pick, rows_SC), -torch.inf)
+        outputs.append((scores_HUS.softmax(-1).to(rows_SC.dtype) @ value_HSV).transpose(0, 1))
+    return torch.cat(outputs)
+
+
+def _query_tiles(query_TH: Tensor, num_keys: int) -> list[slice]:
+    """Slices of the queries whose scores (tile * H * S) stay below SCORE_TILE_VALUES."""
+    num_queries, heads = query_TH.shape[:2]
+    size = max(1, SCORE_TILE_VALUES // max(1, heads * num_keys))
+    return [slice(i, min(i + size, num_queries)) for i in range(0, num_queries, size)]
+
+
+def _hidden(tile: slice, first: int, num_keys: int, pick: Tensor | None, like: Tensor) -> Tensor:
+    """True where a query of the tile must not look: [U, S]. Query i of the step sits at key first + i."""
+    query_U1 = torch.arange(tile.start, tile.stop, device=like.device).unsqueeze(1) + first
+    hidden_US = torch.arange(num_keys, device=like.device) > query_U1
+    if pick is None:
+        return hidden_US
+    return hidden_US | torch.ones_like(hidden_US).scatter(1, pick[tile], False)
+
+
+# ---------------------------------------------------------------------------------------- indexers
+
+
+def index_scores(query_TIJ: Tensor, weights_TI: Tensor, keys_SJ: Tensor) -> Tensor:
+    """Sum over heads of weight * relu(query . key), [T, S] in float32 (V3.2-Exp, equation 1).
+
+    The weights carry the scales I**-0.5 * J**-0.5. Heads are summed tile by tile.
+    """
+    scores = []
+    for tile in _query_tiles(query_TIJ, len(keys_SJ)):
+        products = (query_TIJ[tile].float().flatten(0, 1) @ keys_SJ.float().T).relu()
+        scores.append(
+            torch.einsum("ti,tis->ts", weights_TI[tile].float(), products.view(*query_TIJ[tile].shape[:2], -1))
+        )
+    return torch.cat(scores)
+
+
+def select_entries(scores_TS: Tensor, num_visible_T: Tensor, top_k: int) -> Tensor | None:
+    """The best `top_k` of each query's first `num_visible` entries, [T, K]; None when all are seen.
+
+    A query that sees fewer gets its invisible ones too, in the last places: the attention hides them.
+    Of equal scores the lowest index wins.
+    """
+    if scores_TS.shape[1] <= top_k:
+        return None
+    entry_S = torch.arange(scores_TS.shape[1], device=scores_TS.device)
+    return top_k_stable(scores_TS.masked_fill(entry_S >= num_visible_T.unsqueeze(1), -torch.inf), top_k)
+
+
+# ------------------------------------------------------------------------ compressed attention (V4)
+
+
+def compress(rows_S2C: Tensor, ape_MC: Tensor, ratio: int, overlap: bool, has_previous: bool) -> Tensor:
+    """Entries of whole windows of `ratio` rows: a softmax-gated mean per channel -> [windows, C].
+
+    Rows hold kv and gate. With overlap each is two series wide: the first feeds the entry of the next
+    window, the second that of its own (V4, equations 9 to 12), and `has_previous` says that the first
+    window given is only there to be looked back at. Without (equations 20 to 23) a window stands alone.
+    """
+    windows_WM2C = rows_S2C.float().unflatten(0, (-1, ratio))
+    kv, gate = windows_WM2C.unbind(2)
+    gate = gate + ape_MC.float()
+    if overlap:
+        (kv_before, kv), (gate_before, gate) = kv.chunk(2, -1), gate.chunk(2, -1)
+        if has_previous:
+            kv, gate = kv[1:], gate[1:]
+            kv_before, gate_before = kv_before[:-1], gate_before[:-1]
+        else:
+            # Nothing before the first window: a gate of -inf has weight 0.
+            kv_before = F.pad(kv_before[:-1], (0, 0, 0, 0, 1, 0))
+            gate_before = F.pad(gate_before[:-1], (0, 0, 0, 0, 1, 0), value=-torch.inf)
+        kv, gate = torch.cat((kv_before, kv), 1), torch.cat((gate_before, gate), 1)
+    return (kv * gate.softmax(1)).sum(1)
+
+
+def window_attention(
+    query_THC: Tensor,
+    rows_TC: Tensor,
+    view: CacheView,
+    layer: int,
+    window: int,
+    sink_H: Tensor,
+    scale: float,
+    entries: list[Tensor] | None = None,
+    ratio: int = 0,
+    picks: list[Tensor | None] | None = None,
+) -> Tensor:
+    """V4 attention: the last `window` rows and, with a compressor, the entries closed before each query.
+
+    Rows serve as key and value of all heads. `sink_H` is a logit without a value (V4, section 2.3.3).
+    Entry i is visible from position (i + 1) * ratio - 1 on. Returns [T, H, C].
+    """
+    outputs = []
+    for index, segment in enumerate(view.segments):
+        own_TC = rows_TC[segment.first : segment.last]
+        before = view.recent("window", layer, index, window - 1)
+        rows_SC = own_TC if before is None else torch.cat((before.to(own_TC.dtype), own_TC))
+        outputs += _window_segment(
+            query_THC[segment.first : segment.last], rows_SC, segment.start, window, sink_H, scale,
+            None if entries is None else entries[index], ratio, None if picks is None else picks[index],
+        )  # fmt: skip
+    return torch.cat(outputs)
+
+
+def _window_segment(
+    query_THC: Tensor, rows_SC: Tensor, start: int, window: int, sink_H: Tensor, scale: float,
+    entries_EC: Tensor | None, ratio: int, pick_TK: Tensor | None,
+) -> list[Tensor]:  # fmt: skip
+    num_before = len(rows_SC) - len(query_THC)
+    if entries_EC is not None and len(query_THC) == 1:
+        # One query: take the entries that it sees instead of hiding the others.
+        visible = (start + 1) // ratio
+        entries_EC = entries_EC[:visible] if pick_TK is None else entries_EC[pick_TK[0][pick_TK[0] < visible]]
+        pick_TK = None
+    num_entries = 0 if entries_EC is None else len(entries_EC)
+    outputs = []
+    for tile in _query_tiles(query_THC, num_entries + 2 * window):
+        low, high = max(0, tile.start + num_before - window + 1), tile.stop + num_before
+        query_U1 = torch.arange(tile.start, tile.stop, device=rows_SC.device).unsqueeze(1)
+        key_S = torch.arange(low, high, device=rows_SC.device) - num_before
+        keys_SC, hidden_US = rows_SC[low:high], (key_S > query_U1) | (key_S <= query_U1 - window)
+        if entries_EC is not None and num_entries:
+            entry_S = torch.arange(num_entries, device=rows_SC.device)
+            unseen_US = (entry_S >= (query_U1 + start + 1) // ratio) & (len(query_THC) > 1)
+            if pick_TK is not None:
+                unseen_US = unseen_US | torch.ones_like(unseen_US).scatter(1, pick_TK[tile], False)
+            keys_SC = torch.cat((keys_SC, entries_EC.to(keys_SC.dtype)))
+            hidden_US = torch.cat((hidden_US, unseen_US), 1)
+        outputs.append(_attend_with_sink(query_THC[tile], keys_SC, hidden_US, sink_H, scale))
+    return outputs
+
+
+def _attend_with_sink(query_UHC: Tensor, keys_SC: Tensor, hidden_US: Tensor, sink_H: Tensor, scale: float) -> Tensor:
+    u, h, _ = query_UHC.shape
+    scores_UHS = (query_UHC.flatten(0, 1) @ keys_SC.T).view(u, h, -1).float() * scale
+    scores_UHS = scores_UHS.masked_fill(hidden_US.unsqueeze(1), -torch.inf)
+    sink_UH1 = sink_H.float().view(1, h, 1).expand(u, h, 1)
+    probs_UHS = torch.cat((scores_UHS, sink_UH1), -1).softmax(-1)[..., :-1].to(keys_SC.dtype)
+    return (probs_UHS.flatten(0, 1) @ keys_SC).view(u, h, -1)
+
+
+# --------------------------------------------------------------------------- hyper-connections (V4)
+
+
+def hyper_mix(
+    streams_TXD: Tensor, fn: Tensor, base: Tensor, scale: Tensor, iterations: int, eps: float, norm_eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights of one hyper-connection and its collapsed input (V4, section 2.2; mHC, Xie et al.).
+
+    Returns the block's input [T, D], `post` [T, X] that spreads its output over the streams, and `comb`
+    [T, X, X] that mixes the streams: doubly stochastic by Sinkhorn-Knopp, so that nothing blows up.
+    """
+    x = streams_TXD.shape[1]
+    mixes = F.linear(rms_norm(streams_TXD.flatten(1).float(), None, norm_eps), fn.float())
+    pre, post, comb = mixes.split((x, x, x * x), dim=-1)
+    pre_base, post_base, comb_base = base.float().split((x, x, x * x))
+    scale = scale.float()
+    pre = torch.sigmoid(pre * scale[0] + pre_base) + eps
+    post = 2 * torch.sigmoid(post * scale[1] + post_base)
+    comb = (comb * scale[2] + comb_base).unflatten(-1, (x, x)).softmax(-1) + eps
+    comb = comb / (comb.sum(-2, keepdim=True) + eps)
+    for _ in range(iterations - 1):
+        comb = comb / (comb.sum(-1, keepdim=True) + eps)
+        comb = comb / (comb.sum(-2, keepdim=True) + eps)
+    return torch.einsum("tx,txd->td", pre, streams_TXD.float()).to(streams_TXD.dtype), post, comb
+
+
+def hyper_join(streams_TXD: Tensor, output_TD: Tensor, post_TX: Tensor, comb_TXY: Tensor) -> Tensor:
+    """The streams after a block: comb transposed times streams, plus post times the block's output."""
+    mixed = torch.einsum("txy,txd->tyd", comb_TXY, streams_TXD.float())
+    return (mixed + post_TX.unsqueeze(-1) * output_TD.float().unsqueeze(1)).to(streams_TXD.dtype)
+
+
+def hyper_head(streams_TXD: Tensor, fn: Tensor, base: Tensor, scale: Tensor, eps: float, norm_eps: float) -> Tensor:
+    """Collapse of the streams before the final norm -> [T, D]."""
+    mixes = F.linear(rms_norm(streams_TXD.flatten(1).float(), None, norm_eps), fn.float())
+    pre = torch.sigmoid(mixes * scale.float() + base.float()) + eps
+    return torch.einsum("tx,txd->td", pre, streams_TXD.float()).to(streams_TXD.dtype)

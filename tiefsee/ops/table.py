@@ -1,0 +1,59 @@
+"""The device seam: one table of semantic operators, one file per backend.
+
+A backend is a subclass of `Operators` that replaces what it can do better; what it leaves alone is the
+plain torch definition. The network calls `self.ops.<name>` and knows no device. Conformance tests run
+each replaced operator against the definition (tests/ops).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from tiefsee.errors import DeviceError
+from tiefsee.ops import reference
+
+
+class Operators:
+    """The definition of every operator, in plain torch, for any device that torch knows."""
+
+    name = "reference"
+
+    linear = staticmethod(reference.linear)
+    grouped_linear = staticmethod(reference.grouped_linear)
+    rms_norm = staticmethod(reference.rms_norm)
+    layer_norm = staticmethod(reference.layer_norm)
+    swiglu = staticmethod(reference.swiglu)
+    rotate_pairs = staticmethod(reference.rotate_pairs)
+    rotate_halves = staticmethod(reference.rotate_halves)
+    router_scores = staticmethod(reference.router_scores)
+    select_experts = staticmethod(reference.select_experts)
+    expert_weights = staticmethod(reference.expert_weights)
+    run_experts = staticmethod(reference.run_experts)
+    latent_attention = staticmethod(reference.latent_attention)
+    index_scores = staticmethod(reference.index_scores)
+    select_entries = staticmethod(reference.select_entries)
+    compress = staticmethod(reference.compress)
+    window_attention = staticmethod(reference.window_attention)
+    hyper_mix = staticmethod(reference.hyper_mix)
+    hyper_join = staticmethod(reference.hyper_join)
+    hyper_head = staticmethod(reference.hyper_head)
+
+
+def open_device(name: str) -> torch.device:
+    """The torch device of that name; DeviceError when this machine does not have it."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"device {name!r} is not a device name; try 'cpu' or 'cuda:0'") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(
+            f"device {name!r} was asked for, but torch {torch.__version__} sees no CUDA card; use --device cpu"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"device {name!r} is not supported yet; there are 'cpu' and 'cuda'")
+    return device
+
+
+def operators_for(device: torch.device) -> Operators:
+    """The operator table of a device. CPU and CUDA run the definition until they have kernels of their own."""
+    return Operators()

@@ -1,0 +1,29 @@
+"""Who computes what next: requests, blocks and streams, prefix cache, batches. No torch, no clock."""
+
+from tiefsee.schedule.batch import (
+    Accepted,
+    Batch,
+    BeforeStep,
+    CopyBlock,
+    CopyRing,
+    Entry,
+    RestoreSnapshot,
+    SaveSnapshot,
+)
+from tiefsee.schedule.request import Request, State
+from tiefsee.schedule.scheduler import Scheduler, SchedulerConfig
+
+__all__ = [
+    "Accepted",
+    "Batch",
+    "BeforeStep",
+    "CopyBlock",
+    "CopyRing",
+    "Entry",
+    "Request",
+    "RestoreSnapshot",
+    "SaveSnapshot",
+    "Scheduler",
+    "SchedulerConfig",
+    "State",
+]
