@@ -30,7 +30,9 @@ def decode_ue8m0(codes: Tensor) -> Tensor:
     exponents = codes.view(torch.uint8)
     if bool((exponents == 255).any()):
         raise CheckpointError("a ue8m0 scale is 255, which is no number; the file is damaged; download it again")
-    return torch.ldexp(torch.ones((), device=codes.device), exponents.to(torch.int32) - UE8M0_BIAS)
+    # The code is float32's own exponent field; only 2 ** -127 (code 0) is subnormal there.
+    bits = exponents.to(torch.int32) << 23
+    return torch.where(bits == 0, torch.full_like(bits, 1 << 22), bits).view(torch.float32)
 
 
 def encode_ue8m0(scales: Tensor) -> Tensor:

@@ -1,0 +1,200 @@
+"""Checkpoints as DeepSeek publishes them load, stay packed, and give the logits of their values."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.checkpoint.packers import write_checkpoint
+from tests.tiny import CONFIGS, prompt, relative_error
+from tiefsee import LLM
+from tiefsee.checkpoint import save_network
+from tiefsee.errors import CheckpointError, ConfigError, ModelNotFound, UnsupportedModel
+from tiefsee.ops.weight import Weight
+
+# hidden_size 144 and 160 make partial blocks of 128 at the edges; FP4 needs an even number of columns.
+V3 = {**CONFIGS["v3"], "hidden_size": 144, "intermediate_size": 136}
+V4 = {**CONFIGS["v4"], "hidden_size": 160, "moe_intermediate_size": 40}
+
+
+def open_llm(path, **options):
+    return LLM(path, dtype="float32", max_context=1024, max_draft=0, **options)
+
+
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        (V3, {"block": 128}),
+        (V3, {"block": 128, "ue8m0": True}),
+        (V3, {"block": 32, "ue8m0": True}),
+        (V4, {"block": 128}),
+        (V4, {"block": 128, "ue8m0": True, "experts": "fp4"}),
+        (V4, {"block": 32, "ue8m0": True, "experts": "fp4"}),
+    ],
+    ids=["v3-128", "v3-128-ue8m0", "v3-32-ue8m0", "v4-base", "v4-fp4", "v4-32-fp4"],
+)
+def test_packed_equals_its_values(tmp_path, config, options):
+    packed, plain = write_checkpoint(tmp_path, config, **options)
+    needed = open_llm(plain).logits([prompt(150)])[0]
+    llm = open_llm(packed)
+    experts = llm.core.runner.network.layers[-1].ffn.experts.w1
+    assert isinstance(experts, Weight)
+    assert experts.packing.format == options.get("experts", "fp8")
+    assert relative_error(llm.logits([prompt(150)])[0], needed) < 1e-5
+    assert relative_error(open_llm(packed, format="fp32").logits([prompt(150)])[0], needed) < 1e-5
+
+
+def test_converted_at_load(tmp_path):
+    packed, plain = write_checkpoint(tmp_path, V3)
+    needed = open_llm(plain).logits([prompt(20)])[0]
+    network = open_llm(packed, format="int8").core.runner.network
+    assert network.layers[0].attn.wo.weight.packing.format == "int8"
+    assert network.layers[1].ffn.experts.w2.packing.format == "int8"
+    assert network.layers[1].ffn.gate.weight.dtype == torch.float32
+    found = open_llm(packed, format="int8").logits([prompt(20)])[0]
+    assert 1e-5 < relative_error(found[:1], needed[:1]) < 0.2
+
+
+def test_saving_again_changes_no_byte(tmp_path):
+    for name, config, options in (("v3", V3, {}), ("v4", V4, {"ue8m0": True, "experts": "fp4"})):
+        packed, _ = write_checkpoint(tmp_path / name, config, **options)
+        llm = open_llm(packed)
+        again = tmp_path / name / "again"
+        stored = {**json.loads((packed / "config.json").read_text()), "torch_dtype": "float32"}
+        save_network(llm.core.runner.network, llm.core.spec, stored, again, shard_bytes=100_000)
+        before = load_file(packed / "model.safetensors")
+        after = {k: v for file in again.glob("*.safetensors") for k, v in load_file(file).items()}
+        assert len(list(again.glob("*.safetensors"))) > 1
+        assert before.keys() == after.keys()
+        for key, value in before.items():
+            assert value.dtype == after[key].dtype, key
+            assert torch.equal(value.view(torch.uint8), after[key].view(torch.uint8)), key
+        assert torch.equal(open_llm(again).logits([prompt(9)])[0], llm.logits([prompt(9)])[0])
+
+
+def spoil_by(name: str, value: torch.Tensor | None):
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        key = next(k for k in tensors if k.endswith(name))
+        if value is None:
+            del tensors[key]
+        else:
+            tensors[key] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (spoil_by("layers.0.self_attn.o_proj.weight_scale_inv", None), "FP8 and has no scale"),
+        (spoil_by("layers.0.self_attn.o_proj.weight_scale_inv", torch.ones(3, 3)), r"scale of .* is \[3, 3\], needed \[2, 1\]"),
+        (spoil_by("layers.1.mlp.gate.weight", None), "1 tensors missing: model.layers.1.mlp.gate.weight"),
+        (spoil_by("layers.1.mlp.gate.weight", torch.ones(6, 3)), r"gate.weight is \[6, 3\], needed \[6, 144\]"),
+        (lambda t: t.update(surprise=torch.ones(1)), "1 tensors not of this model: surprise"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_named(tmp_path, change, words):
+    packed, _ = write_checkpoint(tmp_path, V3, change=change)
+    with pytest.raises(CheckpointError, match=words):
+        open_llm(packed)
+
+
+def test_known_but_unused_tensors_are_passed_over(tmp_path):
+    def change(tensors):
+        tensors["model.layers.3.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].clone()
+        tensors["model.layers.3.shared_head.head.weight"] = tensors["lm_head.weight"].clone()
+
+    packed, _ = write_checkpoint(tmp_path, V3, change=change)
+    open_llm(packed)
+
+
+def test_a_copy_without_mtp_runs_without_drafts(tmp_path):
+    def change(tensors):
+        for key in [k for k in tensors if ".layers.3." in k]:
+            del tensors[key]
+
+    packed, _ = write_checkpoint(tmp_path, V3, change=change)
+    assert LLM(packed, dtype="float32", max_context=512).core.plan.max_draft == 0
+    with pytest.raises(ConfigError, match="no MTP layer"):
+        LLM(packed, dtype="float32", max_draft=2)
+
+
+def test_files_that_are_cut_short_or_absent(tmp_path):
+    packed, plain = write_checkpoint(tmp_path, V3)
+    file = packed / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match=r"cut short.*\(1000 missing\)"):
+        open_llm(packed)
+    file.write_bytes(b"\x10")
+    with pytest.raises(CheckpointError, match="no whole safetensors"):
+        open_llm(packed)
+    file.unlink()
+    with pytest.raises(CheckpointError, match="no safetensors"):
+        open_llm(packed)
+    (plain / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
+    with pytest.raises(CheckpointError, match="1 shards that are not there: gone.safetensors"):
+        open_llm(plain)
+    (plain / "config.json").unlink()
+    with pytest.raises(ModelNotFound, match=r"has no config.json \(it holds model"):
+        open_llm(plain)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model_type": "qwen2"}, "R1-Distill"),
+        ({"model_type": "llama"}, "R1-Distill"),
+        ({"model_type": "deepseek_v41"}, "V4.1"),
+        ({"model_type": "gpt2"}, "tiefsee runs deepseek_v2"),
+        ({}, "no model_type"),
+    ],
+)
+def test_other_models_are_refused(tmp_path, config, words):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModel, match=words):
+        open_llm(tmp_path)
+
+
+def test_a_full_disk_leaves_nothing_half_done(tmp_path, monkeypatch):
+    packed, _ = write_checkpoint(tmp_path, V3)
+    llm = open_llm(packed)
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "precious").write_text("stays")
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(CheckpointError, match="No space left.*are needed and"):
+        save_network(llm.core.runner.network, llm.core.spec, V3, target)
+    assert [p.name for p in target.iterdir()] == ["precious"]
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_memory_that_is_too_small(tmp_path, monkeypatch):
+    packed, _ = write_checkpoint(tmp_path, V3)
+    monkeypatch.setattr("tiefsee.engine.build.free_bytes", lambda device: 100_000.0)
+    with pytest.raises(MemoryError, match="GB too little"):
+        open_llm(packed)
+    monkeypatch.setattr("tiefsee.engine.build.free_bytes", lambda device: 4e5)
+    with pytest.raises(MemoryError, match=r"needs? .* a context of \d+ tokens would fit"):
+        open_llm(packed, max_running=64)
+
+
+def test_sharded_and_single_files_are_one(tmp_path):
+    _, plain = write_checkpoint(tmp_path, V3)
+    tensors = load_file(plain / "model.safetensors")
+    needed = open_llm(plain).logits([prompt(9)])[0]
+    (plain / "model.safetensors").unlink()
+    weight_map = {}
+    for part in range(3):
+        names = sorted(tensors)[part::3]
+        file = f"model-{part}.safetensors"
+        save_file({n: tensors[n] for n in names}, plain / file)
+        weight_map |= dict.fromkeys(names, file)
+    (plain / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert torch.equal(open_llm(plain).logits([prompt(9)])[0], needed)
