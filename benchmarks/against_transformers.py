@@ -143,9 +143,8 @@ def main() -> None:
             results[worker].append(run_worker(worker, options.folder))
             print(f"run {run + 1}, {worker}: {results[worker][-1]}", file=sys.stderr)
     threads = torch.get_num_threads()
-    print(
-        f"{platform.processor() or platform.machine()}, {threads} threads, torch {torch.__version__}, transformers {version('transformers')}"
-    )
+    versions = f"torch {torch.__version__}, transformers {version('transformers')}"
+    print(f"{platform.processor() or platform.machine()}, {threads} threads, {versions}")
     print("\n".join(table(results)))
 
 

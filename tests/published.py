@@ -21,8 +21,8 @@ from tests.family import HEAVY, SPARSE, WINDOW, random_values, read_config
 
 RATIOS = {WINDOW: 0, SPARSE: 4, HEAVY: 128}
 E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
-# Linears that the releases leave in BF16, besides norms, embeddings and all that is not a matrix.
-NEVER_PACKED = re.compile(r"(embed|head|eh_proj|weights_proj|compressor\.\w+|\.gate)\b(?!_proj)|hc_|ape$|tid2eid$")
+# Matrices that the releases leave in BF16; whatever is not called `.weight` is no linear (ape, tid2eid, hc_*).
+PLAIN = {"embed", "embed_tokens", "head", "lm_head", "gate", "eh_proj", "weights_proj"}
 
 Tensors = dict[str, Tensor]
 
@@ -42,7 +42,7 @@ def publish_packed(folder: Path, packed: Path, plain: Path) -> None:
     power_of_two = config["model_type"] != "deepseek_v3"
     codes, values = {}, {}
     for name, tensor in published_tensors(folder, 1).items():
-        if tensor.dim() != 2 or NEVER_PACKED.search(name):
+        if tensor.dim() != 2 or not _is_packed(name):
             codes[name] = values[name] = tensor
             continue
         pack = pack_fp4 if v4 and ".experts." in name else pack_fp8
@@ -200,6 +200,10 @@ def pack_fp4(weight: Tensor, power_of_two: bool, group: int = 32) -> tuple[Tenso
     values = E2M1[magnitude] * scaled.sign() * scale.unsqueeze(-1)
     codes = (magnitude + 8 * (scaled < 0)).flatten(1).to(torch.uint8)
     return (codes[:, 0::2] | codes[:, 1::2] << 4).view(torch.int8), scale, values.flatten(1)
+
+
+def _is_packed(name: str) -> bool:
+    return name.endswith(".weight") and name.split(".")[-2] not in PLAIN and ".compressor." not in name
 
 
 def _scale(largest: Tensor, code: float, power_of_two: bool) -> Tensor:

@@ -17,6 +17,7 @@ from tiefsee.ops import open_device, operators_for
 from tiefsee.spec import ModelSpec, model_spec
 from tiefsee.spec.size import weight_bytes
 from tiefsee.text import Tokenizer
+from tiefsee.units import format_bytes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Drafts per step that an engine may try when the model has an MTP layer and nothing else was said.
@@ -55,13 +56,13 @@ def check_memory(spec: ModelSpec, format: str, dtype: str, device: torch.device)
     if needed <= free:
         return
     others = {f: weight_bytes(spec, f, dtype) for f in ("keep", "int8") if f != format}
-    fitting = [f"--format {f} ({size / 1e9:.1f} GB)" for f, size in others.items() if size <= free]
+    fitting = [f"--format {f} ({format_bytes(size)})" for f, size in others.items() if size <= free]
     advice = (
         f"{' or '.join(fitting)} would fit" if fitting else "no format of this model fits here; use a larger machine"
     )
     raise OutOfMemory(
-        f"the weights need {needed / 1e9:.1f} GB as {format}, and {device} has {free / 1e9:.1f} GB free: "
-        f"{(needed - free) / 1e9:.1f} GB too little; {advice}"
+        f"the weights need {format_bytes(needed)} as {format}, and {device} has {format_bytes(free)} free: "
+        f"{format_bytes(needed - free)} too little; {advice}"
     )
 
 

@@ -12,6 +12,7 @@ from tiefsee.errors import ConfigError, OutOfMemory
 from tiefsee.spec.model import ModelSpec
 from tiefsee.spec.streams import cache_streams
 from tiefsee.streams import Stream, block_tokens
+from tiefsee.units import format_bytes
 
 # Of the memory that is free after loading, the cache takes at most this much: activations need room too.
 CACHE_SHARE = 0.6
@@ -82,8 +83,8 @@ def plan_memory(spec: ModelSpec, config: EngineConfig, dtype: str, free: float) 
         if num_blocks < 1 or (config.max_context is not None and num_blocks < wanted):
             needed = rings + wanted * per_block
             raise OutOfMemory(
-                f"the cache may take {budget / 1e9:.2f} GB, but {config.max_running} requests and a context of "
-                f"{max_context} tokens need {needed / 1e9:.2f} GB ({(needed - budget) / 1e9:.2f} GB more); a context "
+                f"the cache may take {format_bytes(budget)}, but {config.max_running} requests and a context of "
+                f"{max_context} tokens need {format_bytes(needed)} ({format_bytes(needed - budget)} more); a context "
                 f"of {max(0, fitting) * size} tokens would fit. Lower max_context or max_running, or give cache_bytes"
             )
     else:
