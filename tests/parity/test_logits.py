@@ -90,7 +90,7 @@ def test_decode_from_every_length(case, greedy):
 
 
 def test_after_a_prefix_hit(case, greedy):
-    llm = case.llm(enable_prefix_cache=True, max_step_tokens=200)
+    llm = case.llm(enable_prefix_cache=True, snapshot_every=1, max_step_tokens=200)
     block = llm.core.plan.block_tokens
     compare_answers(case, llm, [case.tokens[: LONGEST - 20]], greedy, "cold")
     other = case.tokens[: block + 40] + random_tokens(100, 99)

@@ -46,7 +46,8 @@ def describe(name: str, spec: ModelSpec, free: float | None) -> dict[str, Any]:
     """Everything that is printed, in base units; also the --json answer."""
     count = count_parameters(spec)
     dtype = spec.dtype if spec.dtype in ("float32", "bfloat16", "float16") else "bfloat16"
-    streams = cache_streams(spec, speculate=bool(spec.mtp_layers))
+    streams = cache_streams(spec, speculate=False)
+    drafting = cache_streams(spec, speculate=True)
     weights = {f: weight_bytes(spec, f, {"fp32": "float32"}.get(f, dtype)) for f in FORMATS}
     return {
         "model": name,
@@ -72,6 +73,10 @@ def describe(name: str, spec: ModelSpec, free: float | None) -> dict[str, Any]:
         },
         "cache_bytes_per_token": sum(s.bytes_per_token(CACHE_DTYPE) for s in streams),
         "cache_bytes_per_request": sum(s.ring_bytes(0, CACHE_DTYPE) for s in streams),
+        "mtp_cache_bytes_per_token": sum(s.bytes_per_token(CACHE_DTYPE) for s in drafting)
+        - sum(s.bytes_per_token(CACHE_DTYPE) for s in streams),
+        "mtp_cache_bytes_per_request": sum(s.ring_bytes(0, CACHE_DTYPE) for s in drafting)
+        - sum(s.ring_bytes(0, CACHE_DTYPE) for s in streams),
         "free_bytes": free,
     }
 
@@ -97,6 +102,9 @@ def report(facts: dict[str, Any]) -> list[str]:
         )
     total = f"{_size(facts['cache_bytes_per_token']):>14}{_size(facts['cache_bytes_per_request']):>14}"
     lines.append(f"               {'all':<25}{total}   (blocks of {facts['block_tokens']} tokens)")
+    if facts["mtp_layers"]:
+        more = f"{_size(facts['mtp_cache_bytes_per_token']):>14}{_size(facts['mtp_cache_bytes_per_request']):>14}"
+        lines.append(f"               {'more, with MTP drafts':<25}{more}")
     return lines + _fits(facts)
 
 
