@@ -189,8 +189,12 @@ def _layer_types(config: Config, num_layers: int, num_mtp: int) -> tuple[list[st
     unknown_types = sorted(set(types) - set(TYPE_OF_RATIO.values()))
     if unknown_types:
         raise ConfigError(f"layer_types holds {unknown_types}; V4 knows {sorted(TYPE_OF_RATIO.values())}")
-    extra = list(types[num_layers : num_layers + num_mtp])
-    return list(types[:num_layers]), extra + [TYPE_OF_RATIO[0]] * (num_mtp - len(extra))
+    sliding = TYPE_OF_RATIO[0]
+    extra = [t for t in types[num_layers : num_layers + num_mtp] if t != sliding]
+    if extra:
+        # An MTP layer's entries begin at position 1, so its compressor windows would be out of phase.
+        raise ConfigError(f"the MTP layers are of type {extra}; all published ones slide ({sliding})")
+    return list(types[:num_layers]), [sliding] * num_mtp
 
 
 def _hash_layers(config: Config, num_layers: int) -> list[bool]:
