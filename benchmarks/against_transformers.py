@@ -23,18 +23,18 @@ from typing import Any
 
 import torch
 
-LAYERS, PROMPT, PREFILL, STEPS, BATCHES = 9, 64, 512, 16, (1, 8, 16)
+PROMPT, PREFILL, STEPS, BATCHES = 64, 512, 16, (1, 8, 16)
 WORKERS = ("tiefsee", "transformers grouped_mm", "transformers eager")
 
 
-def make_checkpoint(folder: Path) -> None:
+def make_checkpoint(folder: Path, num_layers: int) -> None:
     """Random weights under the published names, one shard per layer; embeddings of order 1 keep tokens apart."""
     from safetensors.torch import save_file
 
     from tiefsee.spec import checkpoint_tensors, model_spec
     from tiefsee.spec.presets import preset_config
 
-    config = {**preset_config("v2-lite"), "num_hidden_layers": LAYERS, "architectures": ["DeepseekV2ForCausalLM"]}
+    config = {**preset_config("v2-lite"), "num_hidden_layers": num_layers, "architectures": ["DeepseekV2ForCausalLM"]}
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(0)
     shards: dict[str, dict[str, torch.Tensor]] = {}
@@ -123,10 +123,12 @@ def table(results: dict[str, list[dict[str, float]]]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/tiefsee-bench/v2-lite-9-layers"))
+    parser.add_argument("--folder", type=Path, help="where the checkpoint is, or is made")
+    parser.add_argument("--layers", type=int, default=9)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.folder = options.folder or Path(f"/tmp/tiefsee-bench/v2-lite-{options.layers}-layers")
     if options.worker:
         kind, _, experts = options.worker.partition(" ")
         measured: Any = (
@@ -136,7 +138,7 @@ def main() -> None:
         return
     if not (options.folder / "config.json").is_file():
         print("making the checkpoint ..", file=sys.stderr)
-        make_checkpoint(options.folder)
+        make_checkpoint(options.folder, options.layers)
     results: dict[str, list[dict[str, float]]] = {worker: [] for worker in WORKERS}
     for run in range(options.runs):
         for worker in WORKERS:

@@ -113,6 +113,7 @@ def random_model(model_type: str, config: dict[str, Any], seed: int) -> nn.Modul
     """A model of transformers with every parameter and buffer of a checkpoint random."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    quiet()
     model = AutoModelForCausalLM.from_config(
         AutoConfig.for_model(model_type, **config), attn_implementation="eager", dtype=torch.float32
     ).eval()
@@ -133,7 +134,7 @@ def random_values(name: str, like: Tensor, generator: torch.Generator, num_exper
         return 0.5 + noise.abs()
     if "norm" in name and leaf == "weight":
         return 1 + 0.2 * noise
-    if name.endswith("embed_tokens.weight") or name.endswith("embed.weight"):
+    if name.endswith(("embed_tokens.weight", "embed.weight")):
         return noise
     if leaf in ("position_bias", "ape") or like.dim() == 1:
         return 0.3 * noise  # biases, sinks, hyper-connection bases
@@ -144,7 +145,16 @@ def load_reference(folder: Path) -> nn.Module:
     """The checkpoint as transformers computes it: float32, eager attention."""
     from transformers import AutoModelForCausalLM
 
+    quiet()
     return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+
+
+def quiet() -> None:
+    """No bars, and no tables of the MTP tensors that transformers does not know."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def read_config(folder: Path) -> dict[str, Any]:

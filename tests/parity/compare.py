@@ -28,10 +28,10 @@ HIDDEN = -1e30  # scores below are masked: keys of the future, groups that do no
 class Reference:
     """One full pass of transformers over a sequence: logits [T, W], margins [T], picks in layer order."""
 
-    logits: Tensor
-    margins: Tensor
-    experts: list[Tensor]
-    entries: list[Tensor]
+    logits: Tensor = field(repr=False)
+    margins: Tensor = field(repr=False)
+    experts: list[Tensor] = field(repr=False)
+    entries: list[Tensor] = field(repr=False)
 
     def near_ties(self) -> int:
         """Positions at which some router or indexer decides by less than NEAR_TIE."""
@@ -100,9 +100,9 @@ class _Queue:
     picks: list[Tensor]
     used: int = field(default=0)
 
-    def __call__(self, *_scores: Any) -> Tensor:
+    def __call__(self, scores: Tensor, *_others: Any) -> Tensor:
         self.used += 1
-        return self.picks[self.used - 1]
+        return self.picks[self.used - 1].to(scores.device)
 
 
 @contextmanager

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from tests.family import VOCAB, random_tokens, read_config
+from tests.parity.case import LONGEST, Case
 from tests.parity.compare import LARGEST_TIE_SHARE, assert_close, errors, forced_picks
-from tests.parity.conftest import LONGEST, Case
 from tiefsee import LLM, Sampling
 from tiefsee.checkpoint import save_network
 

@@ -17,6 +17,8 @@ from tiefsee import LLM
 # Compression ratios other than 4 and 128 have no published spelling.
 PUBLISHED = [v for v in VARIANTS if v != "v4-ratios"]
 LENGTH = 300
+# Of the wider checkpoints for packing: at these no router and no indexer decides by less than 1e-4 or so.
+PACKED_SEEDS = {"v3-groups": 2, "v3.2-yarn": 0, "v4-published": 2}
 
 
 @pytest.mark.parametrize("variant", PUBLISHED)
@@ -32,13 +34,14 @@ def test_published_names_and_config(variant, tmp_path, device):
     assert bool(llm.core.config.max_draft) == bool(llm.core.spec.mtp_layers), "the MTP layer was not found"
 
 
-@pytest.mark.parametrize("variant", ["v3-groups", "v3.2-yarn", "v4-published"])
+@pytest.mark.parametrize("variant", PACKED_SEEDS)
 def test_packed_weights(variant, tmp_path, device):
     # 160 = 128 + 32: full blocks, and partial ones at the edges.
-    saved = make_checkpoint(tmp_path / "saved", variant, hidden_size=160, moe_intermediate_size=96)
+    seed = PACKED_SEEDS[variant]
+    saved = make_checkpoint(tmp_path / "saved", variant, seed, hidden_size=160, moe_intermediate_size=96)
     packed, plain = tmp_path / "packed", tmp_path / "plain"
     publish_packed(saved, packed, plain)
-    tokens = random_tokens(LENGTH, VARIANTS[variant].seed)
+    tokens = random_tokens(LENGTH, seed)
     needed = reference(load_reference(plain), tokens)
     assert needed.near_ties() == 0
     for format in ("keep", "fp32"):

@@ -9,20 +9,17 @@ decides; it shares only the batch's format and the formulas of `Stream`.
     ring      (ring, p % rows)    of the last `lookback` positions, and what an open window needs
     snapshot  the last `snapshot_rows` rows before a block boundary
 
-The sequence of a request is kept here too, from what the test says was accepted: the device does not ask
-the scheduler's request what it has committed.
+Fingerprints begin with the request's salt, so a hit across salts is a wrong row too. What the tokens of a
+request should be is not checked here but in `tests/schedule/driver.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 from tiefsee.schedule import Batch, BeforeStep, CopyBlock, CopyRing, Entry, RestoreSnapshot, SaveSnapshot
 from tiefsee.streams import Stream
-
-ROOT = 0
 
 
 class WrongRow(AssertionError):
@@ -35,20 +32,13 @@ def extend(prefix: int, token: int) -> int:
     return hash((prefix, token))
 
 
-def fingerprints(tokens: Sequence[int]) -> list[int]:
+def fingerprints(tokens: Sequence[int], salt: str | None = None) -> list[int]:
     """Fingerprint of the prefix that ends at each position."""
-    found, prefix = [], ROOT
+    found, prefix = [], sum(ord(character) << 8 * i for i, character in enumerate(salt or ""))
     for token in tokens:
         prefix = extend(prefix, token)
         found.append(prefix)
     return found
-
-
-@dataclass(frozen=True)
-class Ring:
-    """A state stream's rows of one request: slot -> fingerprint."""
-
-    rows: dict[int, int]
 
 
 class FakeDevice:
@@ -66,7 +56,7 @@ class FakeDevice:
         """Carry out a step. Raises WrongRow if any entry reads a row that is not of its own prefix."""
         for operation in batch.before:
             self.carry_out(operation)
-        expected = [fingerprints(self._sequence(entry)) for entry in batch.entries]
+        expected = [fingerprints(_sequence(entry), entry.request.salt) for entry in batch.entries]
         for entry, prefixes in zip(batch.entries, expected, strict=True):
             self._check_reads(entry, prefixes)
         self._check_writes(batch)
@@ -101,10 +91,6 @@ class FakeDevice:
             case CopyRing(source, destination):
                 for name in self.states:
                     self.rings[name, destination] = dict(self.rings.get((name, source), {}))
-
-    def _sequence(self, entry: Entry) -> list[int]:
-        """The tokens that the request stands for, up to the end of this entry."""
-        return [*entry.request.tokens[: entry.start], *entry.tokens]
 
     def _ring_rows(self, stream: Stream) -> int:
         return stream.ring_rows(self.max_draft)
@@ -146,6 +132,11 @@ class FakeDevice:
             size = self._ring_rows(stream)
             for p in range(max(entry.start, end - size), end):
                 rows[p % size] = prefixes[p]
+
+
+def _sequence(entry: Entry) -> list[int]:
+    """The tokens that the request stands for, up to the end of this entry."""
+    return [*entry.request.tokens[: entry.start], *entry.tokens]
 
 
 def first_state_row(stream: Stream, start: int) -> int:

@@ -10,8 +10,9 @@ from tiefsee.schedule.batch import (
     RestoreSnapshot,
     SaveSnapshot,
 )
+from tiefsee.schedule.config import SchedulerConfig, Statistics
 from tiefsee.schedule.request import Request, State
-from tiefsee.schedule.scheduler import Scheduler, SchedulerConfig
+from tiefsee.schedule.scheduler import Scheduler
 
 __all__ = [
     "Accepted",
@@ -26,4 +27,5 @@ __all__ = [
     "Scheduler",
     "SchedulerConfig",
     "State",
+    "Statistics",
 ]

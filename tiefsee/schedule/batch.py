@@ -27,12 +27,16 @@ class RestoreSnapshot:
 
 @dataclass(frozen=True)
 class CopyBlock:
+    """Copy all rows of a block, in every history stream."""
+
     source: int
     destination: int
 
 
 @dataclass(frozen=True)
 class CopyRing:
+    """Copy all rows of a ring, in every state stream."""
+
     source: int
     destination: int
 
@@ -67,11 +71,23 @@ class Accepted:
 
 @dataclass
 class Batch:
-    """One step. `before` is carried out in order, first."""
+    """One step: `before` is carried out first, in this order; then `entries`, at once.
+
+    A batch without entries needs no step, and has no orders either.
+    """
 
     entries: list[Entry] = field(default_factory=list)
     before: list[BeforeStep] = field(default_factory=list)
+    num_tokens: int = 0
 
-    @property
-    def num_tokens(self) -> int:
-        return sum(len(entry.tokens) for entry in self.entries)
+    def add(self, entry: Entry) -> None:
+        self.entries.append(entry)
+        self.num_tokens += len(entry.tokens)
+
+    def drop(self, request: Request) -> None:
+        """Take back the part of a request that was preempted."""
+        for index, entry in enumerate(self.entries):
+            if entry.request is request:
+                del self.entries[index]
+                self.num_tokens -= len(entry.tokens)
+                return

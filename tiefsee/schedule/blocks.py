@@ -32,6 +32,11 @@ class BlockPool:
         """Blocks that can be found by their prefix, held or not."""
         return len(self._block_of)
 
+    @property
+    def num_used(self) -> int:
+        """Blocks that somebody holds."""
+        return self.num_blocks - self.num_free
+
     def holders(self, block: int) -> int:
         return self._holders[block]
 

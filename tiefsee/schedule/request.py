@@ -9,10 +9,11 @@ from hashlib import blake2b
 
 
 class State(Enum):
-    """waiting -> running -> finished; preemption leads back to waiting."""
+    """waiting -> running -> finished; preempted is waiting again, with tokens of its own."""
 
     WAITING = "waiting"
     RUNNING = "running"
+    PREEMPTED = "preempted"
     FINISHED = "finished"
 
 
@@ -22,7 +23,7 @@ class Request:
 
     Rows of the first `num_committed_tokens` tokens stand in the cache: blocks of `block_table`, and
     `ring`. A decoding request has exactly one token more than that. `drafts` are guesses for the tokens
-    after the last, set by the engine before `schedule`, which may shorten them.
+    after the last, set by the engine before `schedule`, which may use fewer of them.
 
     `priority`: lower goes first; `salt` keeps one client's prefix hits from another's;
     `needs_prompt_logprobs` asks for every prompt position and so for no prefix hit.
@@ -37,18 +38,24 @@ class Request:
     needs_prompt_logprobs: bool = False
     # The scheduler's own.
     state: State = State.WAITING
+    finish_reason: str | None = None
     order: int = -1
     num_committed_tokens: int = 0
     num_cached_tokens: int = 0
     num_preemptions: int = 0
     block_table: list[int] = field(default_factory=list)
     ring: int | None = None
+    turn_snapshot: bytes | None = None
     drafts: list[int] = field(default_factory=list)
     _hashes: list[bytes] = field(default_factory=list)
 
     @property
     def is_decoding(self) -> bool:
         return self.num_committed_tokens == len(self.tokens) - 1
+
+    @property
+    def num_generated_tokens(self) -> int:
+        return len(self.tokens) - self.num_prompt_tokens
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -59,9 +66,8 @@ class Request:
         """Key of the first `index + 1` blocks of tokens, chained, so that equal keys mean equal prefixes."""
         while len(self._hashes) <= index:
             first = len(self._hashes) * block_tokens
-            parent = self._hashes[-1] if self._hashes else (self.salt or "").encode()
+            # The chain's root has a domain of its own: no salt can pose as the key of a prefix.
+            parent = self._hashes[-1] if self._hashes else blake2b((self.salt or "").encode(), person=b"salt").digest()
             block = array("q", self.tokens[first : first + block_tokens])
-            self._hashes.append(
-                blake2b(block.tobytes(), digest_size=16, key=blake2b(parent, digest_size=32).digest()).digest()
-            )
+            self._hashes.append(blake2b(block.tobytes(), digest_size=32, key=parent).digest())
         return self._hashes[index]

@@ -13,48 +13,12 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from tiefsee.errors import ConfigError, PromptTooLong
-from tiefsee.schedule.batch import (
-    Accepted,
-    Batch,
-    BeforeStep,
-    CopyBlock,
-    CopyRing,
-    Entry,
-    RestoreSnapshot,
-    SaveSnapshot,
-)
-from tiefsee.schedule.blocks import BlockPool
+from tiefsee.errors import PromptTooLong
+from tiefsee.schedule.batch import Accepted, Batch, BeforeStep, CopyBlock, CopyRing, Entry, RestoreSnapshot
+from tiefsee.schedule.config import SchedulerConfig, Statistics
+from tiefsee.schedule.prefix import PrefixCache
 from tiefsee.schedule.request import Request, State
-from tiefsee.schedule.snapshots import SnapshotPool
-
-
-@dataclass(frozen=True)
-class SchedulerConfig:
-    """Sizes and limits. `needs_rings`: the model has state streams, so a prefix is resumed by a snapshot.
-
-    `snapshot_every` keeps the state at every n-th block boundary of a prompt, beside its last one.
-    """
-
-    block_tokens: int
-    num_blocks: int
-    num_rings: int
-    num_snapshots: int
-    needs_rings: bool
-    max_step_tokens: int
-    max_running: int
-    max_context: int
-    max_draft: int = 0
-    snapshot_every: int = 0
-    enable_prefix_cache: bool = True
-
-    def __post_init__(self) -> None:
-        if min(self.block_tokens, self.num_blocks, self.max_step_tokens, self.max_running, self.max_context) < 1:
-            raise ConfigError(f"every size of {self} must be at least 1")
-        if self.needs_rings and self.num_rings < self.max_running:
-            raise ConfigError(f"{self.num_rings} rings for {self.max_running} running requests; needed one each")
 
 
 class Scheduler:
@@ -64,18 +28,22 @@ class Scheduler:
         self.config = config
         self.waiting: list[Request] = []
         self.running: list[Request] = []
-        self.snapshots = SnapshotPool(config.num_snapshots)
-        self.blocks = BlockPool(config.num_blocks, on_evict=self.snapshots.drop)
+        self.prefixes = PrefixCache(config)
+        self.blocks = self.prefixes.blocks
         self.num_preemptions = 0
+        self.num_hit_tokens = 0
         self._rings = list(range(config.num_rings - 1, -1, -1))
+        # Orders for the next step, in order. A ring or block may be given to another request meanwhile:
+        # what is still to be copied out of it stands before whatever will be written into it.
         self._pending: list[BeforeStep] = []
-        self._arrivals = 0
+        self._num_arrivals = 0
 
     # ------------------------------------------------------------------------------ requests
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises PromptTooLong if it could not run even alone."""
-        limit = min(self.config.max_context, self.config.num_blocks * self.config.block_tokens)
+        assert request.tokens
+        limit = self.config.max_tokens
         if len(request.tokens) >= limit:
             raise PromptTooLong(
                 f"the request has {len(request.tokens)} tokens; the cache holds {limit}, the answer included. "
@@ -88,7 +56,7 @@ class Scheduler:
         """Forget a request, between any two calls; its blocks are free at once. Unknown ids pass."""
         for request in (*self.waiting, *self.running):
             if request.request_id == request_id:
-                self._leave(request, State.FINISHED)
+                self._finish(request, "cancelled")
                 return
 
     def fork(self, parent: Request, child: Request) -> None:
@@ -97,56 +65,63 @@ class Scheduler:
         To be called right after the commit of the prompt, before the parent's next step. Full blocks are
         shared, the partial one and the ring are copied. Without room it waits, and is computed anew.
         """
+        assert len(child.tokens) < self.config.max_tokens
         self._arrive(child)
-        size = self.config.block_tokens
-        shared, rest = divmod(parent.num_committed_tokens, size)
-        room = len(self.running) < self.config.max_running and (self._rings or not self.config.needs_rings)
+        num_shared, rest = divmod(parent.num_committed_tokens, self.config.block_tokens)
+        room = len(self.running) < self.config.max_running and self.blocks.num_free >= (rest > 0)
         can_share = parent.state is State.RUNNING and parent.num_committed_tokens == child.num_prompt_tokens
-        if not (room and can_share and self.blocks.num_free >= (rest > 0)):
+        if not (room and can_share):
             bisect.insort(self.waiting, child, key=_rank)
             return
-        child.block_table = parent.block_table[:shared]
+        child.block_table = parent.block_table[:num_shared]
         for block in child.block_table:
             self.blocks.hold(block)
         if rest:
             copy = self.blocks.take()
             assert copy is not None
             child.block_table.append(copy)
-            self._pending.append(CopyBlock(parent.block_table[shared], copy))
-        if self.config.needs_rings:
-            child.ring = self._rings.pop()
-            assert parent.ring is not None
-            self._pending.append(CopyRing(parent.ring, child.ring))
+            self._pending.append(CopyBlock(parent.block_table[num_shared], copy))
         child.num_committed_tokens = parent.num_committed_tokens
         self._start(child)
+        if parent.ring is not None and child.ring is not None:
+            self._pending.append(CopyRing(parent.ring, child.ring))
 
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
+
+    def statistics(self) -> Statistics:
+        return Statistics(
+            num_waiting=len(self.waiting),
+            num_running=len(self.running),
+            num_free_blocks=self.blocks.num_free,
+            num_used_blocks=self.blocks.num_used,
+            num_cached_blocks=self.blocks.num_cached,
+            num_hit_tokens=self.num_hit_tokens,
+            num_preemptions=self.num_preemptions,
+        )
 
     # ---------------------------------------------------------------------------------- step
 
     def schedule(self) -> Batch:
         """The next step: what each chosen request computes, with its blocks taken."""
         batch = Batch(before=self._pending)
-        self._pending = []
-        budget = self.config.max_step_tokens
         decoding = [r for r in self.running if r.is_decoding]
-        spare = budget - len(decoding)
-        for request in (*decoding, *(r for r in self.running if not r.is_decoding)):
-            if request.state is not State.RUNNING or budget < 1:
-                continue  # preempted by one before it
-            num_drafts = min(self._useful_drafts(request), max(0, spare)) if request.is_decoding else 0
-            entry = self._entry(request, budget, num_drafts, batch)
-            if entry is not None:
-                batch.entries.append(entry)
-                budget -= len(entry.tokens)
-                spare -= entry.num_drafts
-        while budget > 0 and self.waiting and self._admit(self.waiting[0], batch):
-            entry = self._entry(self.running[self._index_of_newest()], budget, 0, batch)
-            if entry is None:
+        prompts = [r for r in self.running if not r.is_decoding]
+        spare = max(0, self.config.max_step_tokens - len(decoding))
+        if prompts or self.waiting:
+            spare //= 2  # drafts may not keep a prompt from its turn
+        for request in decoding:
+            entry = self._entry(request, min(self._num_useful_drafts(request), spare), batch)
+            spare -= entry.num_drafts if entry is not None else 0
+        for request in prompts:
+            self._entry(request, 0, batch)
+        while self.waiting and batch.num_tokens < self.config.max_step_tokens:
+            request = self.waiting[0]
+            if not self._admit(request, batch):
                 break
-            batch.entries.append(entry)
-            budget -= len(entry.tokens)
+            self._entry(request, 0, batch)
+        # Without entries there will be no step, so orders wait for the next.
+        self._pending, batch.before = ([], batch.before) if batch.entries else (batch.before, [])
         return batch
 
     def commit(self, batch: Batch, accepted: Sequence[Accepted | None]) -> None:
@@ -156,181 +131,159 @@ class Scheduler:
         """
         for entry, result in zip(batch.entries, accepted, strict=True):
             request = entry.request
-            if request.state is not State.RUNNING or request.num_committed_tokens != entry.start:
+            if request.state is not State.RUNNING:
                 continue
+            assert request.num_committed_tokens == entry.start, "a batch is committed once, in order"
             assert (result is not None) == entry.samples
             request.drafts = []
-            before = request.num_committed_tokens
-            request.num_committed_tokens = entry.start + len(entry.tokens) - entry.num_drafts
+            request.num_committed_tokens += len(entry.tokens) - entry.num_drafts
             if result is not None:
+                assert 1 <= len(result.tokens) <= 1 + entry.num_drafts
                 request.num_committed_tokens += len(result.tokens) - 1
                 request.tokens.extend(result.tokens)
-            self._publish(request, before)
-            if result is not None and result.finish_reason is not None:
-                self._leave(request, State.FINISHED)
+            order = self.prefixes.publish(request, entry.start)
+            if order is not None:
+                self._pending.append(order)
+            if result is not None:
+                reason = result.finish_reason or self._length_reached(request)
+                if reason is not None:
+                    self._finish(request, reason)
 
     # ------------------------------------------------------------------------ parts of a step
 
-    def _entry(self, request: Request, budget: int, num_drafts: int, batch: Batch) -> Entry | None:
-        """The request's part of the step, or None if it was preempted for want of a block."""
+    def _entry(self, request: Request, num_drafts: int, batch: Batch) -> Entry | None:
+        """Add the request's part to the step; None if there is no budget, or it was preempted."""
+        budget = self.config.max_step_tokens - batch.num_tokens
+        if budget < 1 or request.state is not State.RUNNING:
+            return None
         start = request.num_committed_tokens
         known = len(request.tokens) - start
-        count = min(known + num_drafts, budget, self._to_boundary(request))
-        count = self._reserve(request, start, count, known, batch)
-        if count < 1:
+        count = min(known + num_drafts, budget)
+        to_boundary = self.prefixes.tokens_to_boundary(request)
+        if to_boundary is not None:
+            count = min(count, to_boundary)
+        count = self._reserve(request, count, known, batch)
+        if count == 0:
             return None
         num_drafts = max(0, count - known)
         tokens = request.tokens[start : start + count - num_drafts] + request.drafts[:num_drafts]
-        return Entry(request, start, tokens, num_drafts, count >= known, tuple(request.block_table), request.ring)
+        entry = Entry(request, start, tokens, num_drafts, count >= known, tuple(request.block_table), request.ring)
+        batch.add(entry)
+        return entry
 
-    def _reserve(self, request: Request, start: int, count: int, known: int, batch: Batch) -> int:
-        """Take blocks for `count` tokens; returns how many tokens have room (0: preempted)."""
-        size = self.config.block_tokens
-        while len(request.block_table) * size < start + count:
+    def _reserve(self, request: Request, count: int, known: int, batch: Batch) -> int:
+        """Take blocks for `count` tokens; returns how many have room. 0: the request itself was preempted."""
+        while (room := self._room(request)) < count:
             block = self.blocks.take()
             if block is not None:
                 request.block_table.append(block)
-            elif len(request.block_table) * size > start and count > known:
-                count = known  # rather no drafts than somebody's blocks
-            elif not self._preempt_after(request, batch):
-                held = len(request.block_table) * size - start
-                if held > 0 and self._is_last(request):
-                    return min(count, held)
+            elif room >= known:
+                return room  # rather fewer drafts than somebody's blocks
+            elif self.running[-1] is not request:
+                self._preempt(self.running[-1], batch)
+            elif room > 0:
+                return room
+            else:
                 self._preempt(request, batch)
                 return 0
         return count
 
-    def _useful_drafts(self, request: Request) -> int:
+    def _room(self, request: Request) -> int:
+        """Tokens that the request's blocks still hold."""
+        return len(request.block_table) * self.config.block_tokens - request.num_committed_tokens
+
+    def _num_useful_drafts(self, request: Request) -> int:
         """Drafts that can still become tokens: the last token of an answer needs none after it."""
-        length = len(request.tokens)
-        left = request.max_tokens - (length - request.num_prompt_tokens) - 1
-        return max(0, min(len(request.drafts), self.config.max_draft, left, self.config.max_context - length))
+        if not request.drafts:
+            return 0
+        left = min(request.max_tokens - request.num_generated_tokens, self.config.max_tokens - len(request.tokens))
+        return min(len(request.drafts), self.config.max_draft, left - 1)
 
-    def _to_boundary(self, request: Request) -> int:
-        """Tokens up to the next block boundary whose state is to be kept: the step is cut there."""
-        if not (self.config.needs_rings and self.config.enable_prefix_cache and self.config.num_snapshots):
-            return self.config.max_step_tokens
-        size, every = self.config.block_tokens, self.config.snapshot_every
-        done, last = request.num_committed_tokens // size, len(request.tokens) // size
-        following = done + 1
-        if following < last:  # within a prompt: only every n-th boundary and its last one
-            following = min(last, (done // every + 1) * every) if every else last
-        return following * size - request.num_committed_tokens
-
-    def _publish(self, request: Request, before: int) -> None:
-        """Make the blocks that this commit has filled findable, and order the snapshot at a boundary."""
-        size, now = self.config.block_tokens, request.num_committed_tokens
-        if not self.config.enable_prefix_cache:
-            return
-        for index in range(before // size, now // size):
-            self.blocks.publish(request.block_table[index], request.block_hash(index, size))
-        if self.config.needs_rings and now > before and now % size == 0:
-            key = request.block_hash(now // size - 1, size)
-            # A duplicate of a block that somebody else published is as good: the key is the content.
-            if self.blocks.find(key) is not None:
-                snapshot = self.snapshots.reserve(key)
-                if snapshot is not None:
-                    assert request.ring is not None
-                    self._pending.append(SaveSnapshot(request.ring, snapshot, now))
+    def _length_reached(self, request: Request) -> str | None:
+        full = len(request.tokens) >= self.config.max_tokens
+        return "length" if full or request.num_generated_tokens >= request.max_tokens else None
 
     # --------------------------------------------------------------------- coming and going
 
     def _admit(self, request: Request, batch: Batch) -> bool:
-        """Start the first in line if it fits, with the prefix that is cached."""
-        hit, snapshot = self._find_prefix(request)
+        """Start a waiting request if its known tokens and one more fit, with the prefix that is cached."""
+        full = len(self.running) >= self.config.max_running
+        if full and self.running[-1].priority <= request.priority:
+            return False
+        hit, snapshot = self.prefixes.find(request)
         for block in hit:
             self.blocks.hold(block)
-        size = self.config.block_tokens
-        needed = -(-(len(request.tokens) + 1) // size) - len(hit)
-        while (
-            len(self.running) >= self.config.max_running
-            or self.blocks.num_free < needed
-            or (self.config.needs_rings and not self._rings)
-        ):
-            if not self._preempt_less_urgent(request, batch):
-                self.blocks.release(hit)
-                return False
+        if not self._make_room(request, self._blocks_needed(request) - len(hit), batch):
+            self.blocks.release(hit)
+            return False
         self.waiting.remove(request)
         request.block_table = hit
-        request.num_committed_tokens = len(hit) * size
+        request.num_committed_tokens = len(hit) * self.config.block_tokens
+        self.num_hit_tokens += request.num_committed_tokens
         if request.num_preemptions == 0:
             request.num_cached_tokens = request.num_committed_tokens
-        if self.config.needs_rings:
-            request.ring = self._rings.pop()
-            if snapshot is not None:
-                batch.before.append(RestoreSnapshot(snapshot, request.ring, request.num_committed_tokens))
         self._start(request)
-        self._newest = request
+        if snapshot is not None:
+            assert request.ring is not None
+            batch.before.append(RestoreSnapshot(snapshot, request.ring, request.num_committed_tokens))
         return True
 
-    def _find_prefix(self, request: Request) -> tuple[list[int], int | None]:
-        """Blocks of the longest cached prefix that can be resumed, and its snapshot if one is needed.
-
-        At least one token is left to compute, since its logits are wanted.
-        """
-        if not self.config.enable_prefix_cache or request.needs_prompt_logprobs:
-            return [], None
-        size = self.config.block_tokens
-        chain: list[int] = []
-        for index in range((len(request.tokens) - 1) // size):
-            block = self.blocks.find(request.block_hash(index, size))
-            if block is None:
-                break
-            chain.append(block)
-        if not self.config.needs_rings:
-            return chain, None
-        while chain:
-            snapshot = self.snapshots.find(request.block_hash(len(chain) - 1, size))
-            if snapshot is not None:
-                return chain, snapshot
-            chain.pop()
-        return [], None
-
-    def _preempt_after(self, request: Request, batch: Batch) -> bool:
-        """Preempt the last running request that ranks behind `request`; False if there is none."""
-        last = self.running[-1]
-        if last.rank <= request.rank:
+    def _make_room(self, request: Request, num_blocks: int, batch: Batch) -> bool:
+        """Room for one more running request with so many new blocks, if need be at the cost of less urgent
+        ones, never of its own priority. Nobody is preempted in vain."""
+        victims = [r for r in self.running if r.priority > request.priority]
+        # What running requests are yet to take for the tokens that they have is spoken for.
+        free = self.blocks.num_free - sum(self._blocks_promised(r) for r in self.running)
+        obtainable = free + sum(len(r.block_table) + self._blocks_promised(r) for r in victims)
+        if obtainable < num_blocks:
             return False
-        self._preempt(last, batch)
+        while free < num_blocks or len(self.running) >= self.config.max_running:
+            if not victims:
+                return False  # no slot, or the victims shared blocks with those who stay
+            victim = victims.pop()
+            before = self.blocks.num_free
+            free += self._blocks_promised(victim)
+            self._preempt(victim, batch)
+            free += self.blocks.num_free - before
         return True
 
-    def _preempt_less_urgent(self, request: Request, batch: Batch) -> bool:
-        """Make room for a waiting request at the cost of one of a less urgent priority, never of its own."""
-        if not self.running or self.running[-1].priority <= request.priority:
-            return False
-        self._preempt(self.running[-1], batch)
-        return True
+    def _blocks_needed(self, request: Request) -> int:
+        """Blocks for all known tokens and one more."""
+        return -(-(len(request.tokens) + 1) // self.config.block_tokens)
+
+    def _blocks_promised(self, request: Request) -> int:
+        return max(0, self._blocks_needed(request) - len(request.block_table))
 
     def _preempt(self, request: Request, batch: Batch) -> None:
         """Back to waiting; tokens stay, rows are computed (or found) again. Its part of this step is void."""
-        batch.entries[:] = [entry for entry in batch.entries if entry.request is not request]
+        batch.drop(request)
         self.num_preemptions += 1
         request.num_preemptions += 1
-        self._leave(request, State.WAITING)
+        self._leave(request)
+        request.state = State.PREEMPTED
         bisect.insort(self.waiting, request, key=_rank)
 
-    def _leave(self, request: Request, state: State) -> None:
-        """Out of wherever it is; blocks and ring are free. A pending save of the ring comes before its reuse."""
+    def _finish(self, request: Request, reason: str) -> None:
+        self._leave(request)
+        request.state, request.finish_reason = State.FINISHED, reason
+
+    def _leave(self, request: Request) -> None:
+        """Out of wherever it is; its blocks and its ring are free."""
         (self.running if request.state is State.RUNNING else self.waiting).remove(request)
         self.blocks.release(request.block_table)
         if request.ring is not None:
             self._rings.append(request.ring)
         request.block_table, request.ring, request.drafts = [], None, []
         request.num_committed_tokens = 0
-        request.state = state
 
     def _start(self, request: Request) -> None:
+        if self.config.needs_rings:
+            request.ring = self._rings.pop()  # one for each that may run
         request.state = State.RUNNING
         bisect.insort(self.running, request, key=_rank)
 
     def _arrive(self, request: Request) -> None:
-        request.order, self._arrivals = self._arrivals, self._arrivals + 1
-
-    def _is_last(self, request: Request) -> bool:
-        return self.running[-1] is request
-
-    def _index_of_newest(self) -> int:
-        return self.running.index(self._newest)
+        request.order, self._num_arrivals = self._num_arrivals, self._num_arrivals + 1
 
 
 def _rank(request: Request) -> tuple[int, int]:
