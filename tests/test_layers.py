@@ -18,7 +18,8 @@ LEVELS = {
     "engine": 4,
     **dict.fromkeys(("serve", "train", "parity"), 5),
     "fleet": 6,
-    **dict.fromkeys(("cli", "__main__"), 7),
+    "cli": 7,
+    "__main__": 8,
     "models": 7,  # the bundled weights: data, and nobody imports it from below
 }
 # The names that tiefsee/__init__.py hands out, and the package that each of them really comes from.

@@ -123,5 +123,9 @@ MUTATIONS = {
 def test_a_bug_is_a_wrong_row(name, monkeypatch):
     MUTATIONS[name](monkeypatch)
     with pytest.raises(WrongRow):
-        for seed in range(100):
-            simulate(small_config(), seed)
+        live(100)
+
+
+def live(num_lives):
+    for seed in range(num_lives):
+        simulate(small_config(), seed)

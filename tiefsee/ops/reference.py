@@ -13,6 +13,8 @@ A weight is a tensor or a packed `Weight`; packed ones are dequantised here, exp
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -128,11 +130,12 @@ def run_experts(
     w2: Tensor | Weight,
     w3: Tensor | Weight,
     limit: float | None,
+    linear: Callable[[Tensor, AnyWeight], Tensor] = linear,
 ) -> Tensor:
     """Routed experts: each token through its K experts, weighted and summed in the order of its picks.
 
-    w1, w3 [E, F, D] and w2 [E, D, F]. Tokens are sorted by expert, so each expert is touched once and
-    the sum of a token does not depend on what else is in the batch.
+    w1, w3 [E, F, D] and w2 [E, D, F]; `linear` is the backend's own. Tokens are sorted by expert, so each
+    expert is touched once and the sum of a token does not depend on what else is in the batch.
     """
     num_picks = experts_TK.shape[1]
     order = experts_TK.flatten().argsort(stable=True)
@@ -176,13 +179,24 @@ def latent_attention(
     heads, nope = query_nope_THN.shape[1:]
     weight_HOC = dense(wkv_b, query_nope_THN.dtype).unflatten(0, (heads, -1))
     key_HNC, value_HVC = weight_HOC.split((nope, value_dim), dim=1)
+    tokens = [slice(segment.first, segment.last) for segment in view.segments]
+    rows = [view.history("latent", layer, i, segment.end) for i, segment in enumerate(view.segments)]
+    chosen: list[Tensor | None] = picks or [None] * len(rows)
+    absorbs = [s.num_tokens < _break_even(weight_HOC, value_dim) for s in view.segments]
+    if all(absorbs):
+        # Decode: the heads' matrices are applied to all requests at once, only the keys differ.
+        query_THC = _absorb(query_nope_THN, query_rope_THR, key_HNC)
+        parts = zip(tokens, rows, chosen, strict=True)
+        return per_head(
+            value_HVC, torch.cat([_attend_latent(query_THC[t], r, scale, p, value_HVC) for t, r, p in parts])
+        )
     outputs = []
-    for index, segment in enumerate(view.segments):
-        tokens = slice(segment.first, segment.last)
-        rows_SC = view.history("latent", layer, index, segment.end)
-        pick = None if picks is None else picks[index]
-        form = _absorbed if segment.num_tokens < _break_even(weight_HOC, value_dim) else _expanded
-        outputs.append(form(query_nope_THN[tokens], query_rope_THR[tokens], rows_SC, key_HNC, value_HVC, scale, pick))
+    for t, r, p, absorb in zip(tokens, rows, chosen, absorbs, strict=True):
+        if absorb:
+            query_THC = _absorb(query_nope_THN[t], query_rope_THR[t], key_HNC)
+            outputs.append(per_head(value_HVC, _attend_latent(query_THC, r, scale, p, value_HVC)))
+        else:
+            outputs.append(_expanded(query_nope_THN[t], query_rope_THR[t], r, key_HNC, value_HVC, scale, p))
     return torch.cat(outputs)
 
 
@@ -195,12 +209,14 @@ def _break_even(weight_HOC: Tensor, value_dim: int) -> float:
     return rank * both / max(2 * rank - both, 1)
 
 
-def _absorbed(
-    query_nope_THN: Tensor, query_rope_THR: Tensor, rows_SC: Tensor, key_HNC: Tensor, value_HVC: Tensor,
-    scale: float, pick: Tensor | None,
-) -> Tensor:  # fmt: skip
-    rank = key_HNC.shape[-1]
-    query_THC = torch.cat((torch.einsum("thn,hnc->thc", query_nope_THN, key_HNC), query_rope_THR), dim=-1)
+def _absorb(query_nope_THN: Tensor, query_rope_THR: Tensor, key_HNC: Tensor) -> Tensor:
+    """Queries in latent space, [T, H, C + R]: what the rows of the cache are compared with as they are."""
+    return torch.cat((torch.einsum("thn,hnc->thc", query_nope_THN, key_HNC), query_rope_THR), dim=-1)
+
+
+def _attend_latent(query_THC: Tensor, rows_SC: Tensor, scale: float, pick: Tensor | None, value_HVC: Tensor) -> Tensor:
+    """The latents that the queries of one segment attend to, weighted: [T, H, C]."""
+    rank = value_HVC.shape[-1]
     if pick is not None and len(query_THC) == 1:
         rows_SC, pick = rows_SC[pick[0]], None
     first = len(rows_SC) - len(query_THC)
@@ -209,13 +225,17 @@ def _absorbed(
         tile_UHC = query_THC[tile]
         scores_UHS = (tile_UHC.flatten(0, 1) @ rows_SC.T).view(*tile_UHC.shape[:2], -1).float() * scale
         if len(query_THC) > 1:
-            scores_UHS = scores_UHS.masked_fill(
-                _hidden(tile, first, len(rows_SC), pick, rows_SC).unsqueeze(1), -torch.inf
-            )
+            hidden_US = _hidden(tile, first, len(rows_SC), pick, rows_SC)
+            scores_UHS = scores_UHS.masked_fill(hidden_US.unsqueeze(1), -torch.inf)
         probs_UHS = scores_UHS.softmax(-1).to(rows_SC.dtype)
-        latent_UHC = (probs_UHS.flatten(0, 1) @ rows_SC[:, :rank]).view(*probs_UHS.shape[:2], rank)
-        outputs.append(torch.einsum("thc,hvc->thv", latent_UHC, value_HVC))
+        outputs.append((probs_UHS.flatten(0, 1) @ rows_SC[:, :rank]).view(*probs_UHS.shape[:2], rank))
     return torch.cat(outputs)
+
+
+def per_head(weight_HOI: Tensor, x_THI: Tensor) -> Tensor:
+    """x [T, H, I] through each head's own matrix [O, I] -> [T, H, O]. The weight stays on the left, as it is
+    stored: the other way round the CPU copies it first (0.6 against 0.1 ms for V2-Lite's value heads)."""
+    return (weight_HOI @ x_THI.permute(1, 2, 0)).permute(2, 0, 1)
 
 
 def _expanded(

@@ -8,9 +8,11 @@ each replaced operator against the definition (tests/ops).
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from tiefsee.errors import DeviceError
 from tiefsee.ops import reference
+from tiefsee.ops.weight import Weight
 
 
 class Operators:
@@ -28,7 +30,6 @@ class Operators:
     router_scores = staticmethod(reference.router_scores)
     select_experts = staticmethod(reference.select_experts)
     expert_weights = staticmethod(reference.expert_weights)
-    run_experts = staticmethod(reference.run_experts)
     latent_attention = staticmethod(reference.latent_attention)
     index_scores = staticmethod(reference.index_scores)
     select_entries = staticmethod(reference.select_entries)
@@ -37,6 +38,12 @@ class Operators:
     hyper_mix = staticmethod(reference.hyper_mix)
     hyper_join = staticmethod(reference.hyper_join)
     hyper_head = staticmethod(reference.hyper_head)
+
+    def run_experts(
+        self, hidden_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor,
+        w1: Tensor | Weight, w2: Tensor | Weight, w3: Tensor | Weight, limit: float | None,
+    ) -> Tensor:  # fmt: skip
+        return reference.run_experts(hidden_TD, experts_TK, weights_TK, w1, w2, w3, limit, self.linear)
 
 
 def open_device(name: str) -> torch.device:
@@ -55,5 +62,9 @@ def open_device(name: str) -> torch.device:
 
 
 def operators_for(device: torch.device) -> Operators:
-    """The operator table of a device. CPU and CUDA run the definition until they have kernels of their own."""
+    """The operator table of a device; CUDA runs the definition until it has kernels of its own."""
+    if device.type == "cpu":
+        from tiefsee.ops.cpu import CpuOperators
+
+        return CpuOperators()
     return Operators()

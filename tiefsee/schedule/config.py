@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from tiefsee.errors import ConfigError
 
@@ -35,16 +36,16 @@ class SchedulerConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; needed at least 0")
         if self.needs_rings and self.num_rings < self.max_running:
             raise ConfigError(
-                f"{self.num_rings} rings for {self.max_running} running requests; each needs one. "
+                f"{self.num_rings} rings for {self.max_running} running requests; needed one each. "
                 "Lower max_running, or give the cache more memory"
             )
 
-    @property
+    @cached_property
     def max_tokens(self) -> int:
         """Most tokens that one request can have, prompt and answer together."""
         return min(self.max_context, self.num_blocks * self.block_tokens)
 
-    @property
+    @cached_property
     def keeps_snapshots(self) -> bool:
         return self.needs_rings and self.enable_prefix_cache and self.num_snapshots > 0
 

@@ -64,11 +64,11 @@ class PrefixCache:
         Returns the order to save the request's state, if it stands at a boundary that is kept.
         """
         size, now = self._config.block_tokens, request.num_committed_tokens
-        if not self._config.enable_prefix_cache:
+        if now // size == before // size or not self._config.enable_prefix_cache:
             return None
         for index in range(before // size, now // size):
             self.blocks.publish(request.block_table[index], request.block_hash(index, size))
-        if now % size or now == before or not self._config.keeps_snapshots:
+        if now % size or not self._config.keeps_snapshots:
             return None
         return self._keep_state(request, now // size)
 

@@ -54,10 +54,6 @@ class Request:
         return self.num_committed_tokens == len(self.tokens) - 1
 
     @property
-    def num_generated_tokens(self) -> int:
-        return len(self.tokens) - self.num_prompt_tokens
-
-    @property
     def rank(self) -> tuple[int, int]:
         """Who goes first: urgency, then arrival. A preempted request keeps its arrival."""
         return self.priority, self.order

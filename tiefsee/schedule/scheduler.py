@@ -105,13 +105,16 @@ class Scheduler:
     def schedule(self) -> Batch:
         """The next step: what each chosen request computes, with its blocks taken."""
         batch = Batch(before=self._pending)
-        decoding = [r for r in self.running if r.is_decoding]
-        prompts = [r for r in self.running if not r.is_decoding]
+        decoding: list[Request] = []
+        prompts: list[Request] = []
+        for request in self.running:
+            (decoding if request.is_decoding else prompts).append(request)
         spare = max(0, self.config.max_step_tokens - len(decoding))
         if prompts or self.waiting:
             spare //= 2  # drafts may not keep a prompt from its turn
         for request in decoding:
-            entry = self._entry(request, min(self._num_useful_drafts(request), spare), batch)
+            num_drafts = min(self._num_useful_drafts(request), spare) if request.drafts else 0
+            entry = self._entry(request, num_drafts, batch)
             spare -= entry.num_drafts if entry is not None else 0
         for request in prompts:
             self._entry(request, 0, batch)
@@ -145,7 +148,8 @@ class Scheduler:
             if order is not None:
                 self._pending.append(order)
             if result is not None:
-                reason = result.finish_reason or self._length_reached(request)
+                at_end = len(request.tokens) >= self._end(request)
+                reason = result.finish_reason or ("length" if at_end else None)
                 if reason is not None:
                     self._finish(request, reason)
 
@@ -194,14 +198,12 @@ class Scheduler:
 
     def _num_useful_drafts(self, request: Request) -> int:
         """Drafts that can still become tokens: the last token of an answer needs none after it."""
-        if not request.drafts:
-            return 0
-        left = min(request.max_tokens - request.num_generated_tokens, self.config.max_tokens - len(request.tokens))
+        left = self._end(request) - len(request.tokens)
         return min(len(request.drafts), self.config.max_draft, left - 1)
 
-    def _length_reached(self, request: Request) -> str | None:
-        full = len(request.tokens) >= self.config.max_tokens
-        return "length" if full or request.num_generated_tokens >= request.max_tokens else None
+    def _end(self, request: Request) -> int:
+        """Tokens at which the request has its length."""
+        return min(request.num_prompt_tokens + request.max_tokens, self.config.max_tokens)
 
     # --------------------------------------------------------------------- coming and going
 

@@ -43,9 +43,7 @@ class Life(RuleBasedStateMachine):
     )  # fmt: skip
     def add(self, root, length, own, max_tokens, forks, priority, salt, logprobs):
         prompt = root[:length] + [7] * own
-        self.driver.add(
-            prompt, max_tokens, forks=forks, priority=priority, salt=salt, needs_prompt_logprobs=logprobs
-        )
+        self.driver.add(prompt, max_tokens, forks=forks, priority=priority, salt=salt, needs_prompt_logprobs=logprobs)
 
     @rule(seed=st.integers(0, 1 << 16), num_steps=st.integers(1, 6))
     def step(self, seed, num_steps):
@@ -68,7 +66,7 @@ class Life(RuleBasedStateMachine):
 
 
 Life.TestCase.settings = settings(
-    max_examples=80, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=200, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestLife = Life.TestCase
 
