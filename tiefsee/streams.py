@@ -1,4 +1,4 @@
-"""What a layer must remember between steps: `Stream`, and how a device stores it: `Layout`.
+"""What a layer must remember between steps: `Stream`.
 
 A cache is a table of streams. Memory planning, prefix hits, eviction, speculation roll-back and the
 hand-off between unlike machines all derive from that one table; nothing else knows model versions.
@@ -97,19 +97,6 @@ class Stream:
     def snapshot_bytes(self, cache_dtype: str) -> float:
         """Bytes of one snapshot over all layers. V4-Flash in BF16: 6.7 MB over all state streams."""
         return len(self.layers) * self.snapshot_rows * self.row_bytes(cache_dtype)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How one device stores the rows of a stream: the parts a row is split into and their dtype.
-
-    `parts` are (name, first value, last value + 1): CUDA and CPU keep MLA's 576 values together,
-    Ascend keeps 512 and 64 apart.
-    """
-
-    name: str
-    dtype: str
-    parts: tuple[tuple[str, int, int], ...]
 
 
 def block_tokens(streams: Sequence[Stream]) -> int:

@@ -177,7 +177,7 @@ def test_a_full_disk_leaves_nothing_half_done(tmp_path, monkeypatch):
 
 def test_memory_that_is_too_small(tmp_path, monkeypatch):
     packed, _ = write_checkpoint(tmp_path, V3)
-    monkeypatch.setattr("tiefsee.engine.build.free_bytes", lambda device: 100_000.0)
+    monkeypatch.setattr("tiefsee.ops.cpu.CpuOperators.free_bytes", staticmethod(lambda device: 100_000.0))
     with pytest.raises(MemoryError, match="too little"):
         open_llm(packed)
     monkeypatch.undo()

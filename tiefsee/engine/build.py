@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 
 from tiefsee.checkpoint import LoadReport, load_network
-from tiefsee.engine.config import EngineConfig, free_bytes, plan_memory
+from tiefsee.engine.config import EngineConfig, plan_memory
 from tiefsee.engine.core import EngineCore
 from tiefsee.errors import ConfigError, OutOfMemory
 from tiefsee.files import ModelFiles, find_model
 from tiefsee.model import Network
-from tiefsee.ops import open_device, operators_for
+from tiefsee.ops import Operators, open_device, operators_for
 from tiefsee.spec import ModelSpec, model_spec
 from tiefsee.spec.size import weight_bytes
 from tiefsee.text import Tokenizer
@@ -32,10 +32,11 @@ def build_core(
     files = find_model(model)
     spec = model_spec(files.config)
     chosen = resolve_dtype(dtype, spec)
-    check_memory(spec, format, chosen, torch_device)
-    network, report = load(files, spec, torch_device, chosen, format, progress)
+    ops = operators_for(torch_device)
+    check_memory(spec, format, chosen, torch_device, ops.free_bytes(torch_device))
+    network, report = load(files, spec, torch_device, ops, chosen, format, progress)
     config = resolve_config(config, spec, report)
-    plan, max_context = plan_memory(spec, config, config.cache_dtype or chosen, free_bytes(torch_device))
+    plan, max_context = plan_memory(spec, config, config.cache_dtype or chosen, ops.free_bytes(torch_device))
     tokenizer = None
     if (files.folder / "tokenizer.json").is_file():
         tokenizer = Tokenizer.from_folder(files.folder, files.config, files.generation_config)
@@ -50,9 +51,9 @@ def resolve_dtype(dtype: str, spec: ModelSpec) -> str:
     return chosen
 
 
-def check_memory(spec: ModelSpec, format: str, dtype: str, device: torch.device) -> None:
+def check_memory(spec: ModelSpec, format: str, dtype: str, device: torch.device, free: float) -> None:
     """OutOfMemory before anything is read, when the weights alone exceed what is free."""
-    needed, free = weight_bytes(spec, format, dtype), free_bytes(device)
+    needed = weight_bytes(spec, format, dtype)
     if needed <= free:
         return
     others = {f: weight_bytes(spec, f, dtype) for f in ("keep", "int8") if f != format}
@@ -67,11 +68,11 @@ def check_memory(spec: ModelSpec, format: str, dtype: str, device: torch.device)
 
 
 def load(
-    files: ModelFiles, spec: ModelSpec, device: torch.device, dtype: str, format: str, progress: bool
+    files: ModelFiles, spec: ModelSpec, device: torch.device, ops: Operators, dtype: str, format: str, progress: bool
 ) -> tuple[Network, LoadReport]:
     """An empty network on the meta device, filled tensor by tensor."""
     with torch.device("meta"):
-        network = Network(spec, operators_for(device))
+        network = Network(spec, ops)
     report = load_network(network, spec, files, device=device, dtype=DTYPES[dtype], format=format, progress=progress)
     return network.eval().requires_grad_(False), report
 

@@ -17,6 +17,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from tiefsee.ops import Operators
 from tiefsee.ops.view import Segment
 from tiefsee.schedule.batch import BeforeStep, CopyBlock, CopyRing, RestoreSnapshot, SaveSnapshot
 from tiefsee.streams import Stream
@@ -46,8 +47,8 @@ class CachePlan:
 class StreamCache:
     """All cached rows of one engine."""
 
-    def __init__(self, plan: CachePlan, device: torch.device) -> None:
-        self.plan, self.device = plan, device
+    def __init__(self, plan: CachePlan, device: torch.device, ops: Operators) -> None:
+        self.plan, self.device, self._ops = plan, device, ops
         self.streams = {s.name: s for s in plan.streams}
         self._row = {(s.name, layer): i for s in plan.streams for i, layer in enumerate(s.layers)}
         self._pools: dict[str, Tensor] = {}
@@ -61,9 +62,8 @@ class StreamCache:
                 self._snapshots[stream.name] = self._empty(stream, plan.num_snapshots, stream.snapshot_rows)
 
     def _empty(self, stream: Stream, num_pages: int, num_rows: int) -> Tensor:
-        # Zeros, not empty: a page that was never written must not hold a NaN that a mask multiplies.
         dtype = getattr(torch, self.plan.dtype if stream.dtype == "cache" else stream.dtype)
-        return torch.zeros(len(stream.layers), num_pages, num_rows, *stream.shape, dtype=dtype, device=self.device)
+        return self._ops.allocate((len(stream.layers), num_pages, num_rows, *stream.shape), dtype, self.device)
 
     def pool(self, stream: str, layer: int) -> Tensor:
         """[blocks, P / ratio, *shape] of one layer: what a fused operator reads through a block table."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from tiefsee.engine.cache import CachePlan
 from tiefsee.errors import ConfigError, OutOfMemory
 from tiefsee.spec.model import ModelSpec
@@ -49,15 +47,6 @@ class EngineConfig:
         for name in ("max_draft", "snapshot_every"):
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name} = {getattr(self, name)}; needed 0 or more")
-
-
-def free_bytes(device: torch.device) -> float:
-    """Memory that an allocation on this device may still take."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    with open("/proc/meminfo") as file:
-        fields = dict(line.split(":", 1) for line in file)
-    return float(fields["MemAvailable"].split()[0]) * 1024
 
 
 def plan_memory(spec: ModelSpec, config: EngineConfig, dtype: str, free: float) -> tuple[CachePlan, int]:

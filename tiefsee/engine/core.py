@@ -61,7 +61,7 @@ class EngineCore:
         self.config, self.plan, self.max_context = config, plan, max_context
         self.tokenizer, self.generation_config = tokenizer, dict(generation_config or {})
         self.folder = folder or Path()  # of the checkpoint: chat formats are read from it
-        self.runner = Runner(network, StreamCache(plan, network.device))
+        self.runner = Runner(network, StreamCache(plan, network.device, network.ops))
         self.scheduler = Scheduler(scheduler_config(config, plan, max_context))
         self.counters = Counters()
         self.draft_length = DraftLength(plan.max_draft)

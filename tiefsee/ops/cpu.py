@@ -7,6 +7,9 @@ weight on the left at 27 GB/s, and a matrix times one vector at 26 GB/s, near th
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +23,22 @@ FEW_ROWS = 64
 
 class CpuOperators(Operators):
     name = "cpu"
+
+    @staticmethod
+    def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Zeroed by the system, page by page as it is touched: a pool for a long context costs nothing
+        until somebody's context is that long. (torch.zeros writes every byte at once.)"""
+        num_bytes = math.prod(shape) * dtype.itemsize
+        if num_bytes == 0:
+            return torch.zeros(shape, dtype=dtype)
+        return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(shape)
+
+    @staticmethod
+    def free_bytes(device: torch.device) -> float:
+        """What the kernel calls available: free, or held by caches that it would give up."""
+        with open("/proc/meminfo") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return float(fields["MemAvailable"].split()[0]) * 1024
 
     @staticmethod
     def linear(x: Tensor, weight: AnyWeight, bias: Tensor | None = None) -> Tensor:

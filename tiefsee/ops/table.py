@@ -39,6 +39,16 @@ class Operators:
     hyper_join = staticmethod(reference.hyper_join)
     hyper_head = staticmethod(reference.hyper_head)
 
+    @staticmethod
+    def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A zeroed tensor for a cache pool. Never uninitialised: what a mask multiplies must not be NaN."""
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    @staticmethod
+    def free_bytes(device: torch.device) -> float:
+        """Memory that an allocation on this device may still take."""
+        return float(torch.get_device_module(device).mem_get_info(device)[0])
+
     def run_experts(
         self, hidden_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor,
         w1: Tensor | Weight, w2: Tensor | Weight, w3: Tensor | Weight, limit: float | None,
