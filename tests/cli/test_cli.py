@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
@@ -112,7 +113,9 @@ def test_wrong_arguments_of_run():
 @needs_bundled
 def test_ctrl_c_ends_an_answer_cleanly():
     command = [sys.executable, "-m", "tiefsee", "run", "Once upon a time", "--max-tokens", "4000", "--ignore-eos"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A suite that runs in the background inherits an ignored SIGINT; the user's shell does not.
+    listen = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     assert process.stdout is not None
     process.stdout.read(40)  # it streams
     process.send_signal(signal.SIGINT)
