@@ -1,13 +1,13 @@
 # Everything from a fresh clone: Python >= 3.11, a C compiler and a package index are enough.
 #   make demo    set up .venv and stream text from the model that comes with the package
 #   make test    set up .venv and run the tests          make lint    style and types
-#   make slow    the tests that take minutes             make bench   speed, one table (run it alone)
+#   make bench   speed against transformers, drafts, memory: run it alone
 PYTHON ?= python3
 PYTEST_ARGS ?=
 BIN := .venv/bin
 PROMPT ?= Once upon a time
 
-.PHONY: demo test lint slow bench clean
+.PHONY: demo test lint bench clean
 .DEFAULT_GOAL := test
 
 demo: .venv/.installed-run
@@ -18,15 +18,17 @@ test: .venv/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 $(PYTEST_ARGS)
 
 lint: .venv/.installed-dev
-	$(BIN)/ruff check tiefsee tests
-	$(BIN)/ruff format --check tiefsee tests
+	$(BIN)/ruff check tiefsee tests benchmarks
+	$(BIN)/ruff format --check tiefsee tests benchmarks
 	$(BIN)/mypy
 
-slow: .venv/.installed-dev
-	$(BIN)/python -m pytest -q -m slow $(PYTEST_ARGS)
 
+# About 30 minutes and 25 GB of disk and memory; run it on a machine that does nothing else.
 bench: .venv/.installed-dev
-	$(BIN)/python -m pytest -q -s -m bench $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -s -m bench tests
+	$(BIN)/python benchmarks/against_transformers.py
+	$(BIN)/python benchmarks/speculation.py
+	$(BIN)/python benchmarks/load_memory.py /tmp/tiefsee-bench/v2-lite-9-layers
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
