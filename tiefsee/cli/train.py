@@ -39,7 +39,7 @@ def run_pretrain(options: argparse.Namespace) -> int:
     from tiefsee.ops import open_device, operators_for
     from tiefsee.spec import model_spec
     from tiefsee.train.export import export
-    from tiefsee.train.host import keep_freed_memory
+    from tiefsee.train.host import keep_freed_memory, matmul_flops_per_s
     from tiefsee.train.packing import open_batches
     from tiefsee.train.pretrain import PretrainConfig, pretrain
 
@@ -58,7 +58,13 @@ def run_pretrain(options: argparse.Namespace) -> int:
         evaluate_every=options.save_every, seed=options.seed,
     )  # fmt: skip
     finished = pretrain(
-        network, batches, settings, out / "state", evaluator(data, options.tokens_per_row), progress_line(settings)
+        network,
+        batches,
+        settings,
+        out / "state",
+        evaluator(data, options.tokens_per_row),
+        progress_line(settings),
+        matmul_flops_per_s(device),
     )
     print(file=sys.stderr)
     if not finished:

@@ -56,7 +56,8 @@ class PretrainConfig:
 
 @dataclass
 class Progress:
-    """Metrics of the last step; `loss` and `mtp_loss` in nats per token."""
+    """Metrics of the last step; `loss` and `mtp_loss` in nats per token, `mfu` 6 * active parameters * tokens/s
+    over the device's measured matmul peak (attention not counted)."""
 
     step: int
     loss: float
