@@ -111,6 +111,24 @@ def test_known_but_unused_tensors_are_passed_over(tmp_path):
     open_llm(packed)
 
 
+@pytest.mark.parametrize("says_so", [True, False])
+def test_a_dspark_drafter_is_named_and_skipped(tmp_path, says_so):
+    """V4-Flash-0731 keeps one under mtp.*: three blocks and a Markov head, no enorm, no hnorm."""
+
+    def change(tensors):
+        for key in [k for k in tensors if k.startswith("mtp.0.") and ("norm" in k or "_proj" in k)]:
+            del tensors[key]
+        tensors["mtp.2.markov_head.markov_w1"] = torch.ones(4, 4)
+        tensors["mtp.2.confidence_head.proj.weight"] = torch.ones(1, 4)
+
+    config = {**V4, "dspark_block_size": 5} if says_so else V4
+    packed, _ = write_checkpoint(tmp_path, config, change=change)
+    core = LLM(packed, dtype="float32", max_context=512).core
+    assert core.plan.max_draft == 0
+    assert "known but not used yet: mtp." in core.notes[0]
+    assert len(LLM.on(core).generate(prompt(5)).token_ids) > 0
+
+
 def test_a_copy_without_mtp_runs_without_drafts(tmp_path):
     def change(tensors):
         for key in [k for k in tensors if ".layers.3." in k]:

@@ -13,15 +13,16 @@ from tiefsee.spec.model import ModelSpec
 from tiefsee.spec.tensors import CheckpointTensor, checkpoint_tensors
 
 SCALE_SUFFIXES = (".weight_scale_inv", ".scale")
-# Known, but not used: buffers of old files, the embedding and head that V3 repeats in its MTP layer, and
-# the block-draft heads (DSpark) of V4-Flash-0731.
+# Known, but not used: buffers of old files, and the embedding and head that V3 repeats in its MTP layer.
 UNUSED = (
     re.compile(r"rotary_emb\.inv_freq$"),
     re.compile(r"\.shared_head\.head\.weight$"),
     re.compile(r"^(model\.)?layers\.\d+\.embed_tokens\.weight$"),
     re.compile(r"^(model\.)?mtp\.\d+\.(embed|head|emb)\b"),
-    re.compile(r"(^|\.)(dspark|draft_head|spark)", re.IGNORECASE),
 )
+# V4-Flash-0731 stores a block drafter (DSpark) of three layers under `mtp.*`; its Markov head tells it from MTP.
+DSPARK = re.compile(r"\.markov_head\.")
+DRAFTER = re.compile(r"^(model\.)?mtp\.")
 LISTED = 8
 
 
@@ -47,6 +48,9 @@ def match_tensors(spec: ModelSpec, entries: Mapping[str, TensorEntry]) -> Matche
     """Pair the spec's tensors with those on disk. Raises one CheckpointError that names all that is wrong."""
     left = dict(entries)
     matched, missing, problems = Matched(), [], []
+    drafter = [name for name in left if DRAFTER.match(name)] if any(map(DSPARK.search, left)) else []
+    for name in drafter:
+        del left[name]
     for tensor in checkpoint_tensors(spec):
         name = next((n for n in (tensor.published, *tensor.aliases) if n in left), None)
         if name is None:
@@ -57,8 +61,9 @@ def match_tensors(spec: ModelSpec, entries: Mapping[str, TensorEntry]) -> Matche
         problems += _check(spec, tensor, entry, scale)
         matched.sources.append(Source(tensor, entry, scale))
     absent = _judge_missing(missing, matched)
-    matched.unused = [name for name in left if any(pattern.search(name) for pattern in UNUSED)]
-    extra = [name for name in left if name not in set(matched.unused)]
+    known = {name for name in left if any(pattern.search(name) for pattern in UNUSED)}
+    matched.unused = [*drafter, *(name for name in left if name in known)]
+    extra = [name for name in left if name not in known]
     if spec.mtp_layers and not matched.has_mtp:
         extra = [name for name in extra if not _is_mtp(spec, name)]
     complain(absent, extra, problems)

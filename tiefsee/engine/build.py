@@ -40,7 +40,20 @@ def build_core(
     tokenizer = None
     if (files.folder / "tokenizer.json").is_file():
         tokenizer = Tokenizer.from_folder(files.folder, files.config, files.generation_config)
-    return EngineCore(network, plan, max_context, config, tokenizer, files.generation_config, files.folder)
+    core = EngineCore(network, plan, max_context, config, tokenizer, files.generation_config, files.folder)
+    core.notes = notes(spec, report)
+    return core
+
+
+def notes(spec: ModelSpec, report: LoadReport) -> list[str]:
+    """What the user should know of a load, a sentence each."""
+    found = []
+    if report.unused:
+        names = ", ".join(report.unused[:3]) + (", .." if len(report.unused) > 3 else "")
+        found.append(f"{len(report.unused)} tensors of the checkpoint are known but not used yet: {names}")
+    if spec.mtp_layers and not report.has_mtp:
+        found.append("the checkpoint has no MTP layer, so nothing is drafted")
+    return found
 
 
 def resolve_dtype(dtype: str, spec: ModelSpec) -> str:

@@ -60,6 +60,7 @@ class EngineCore:
         self.spec: ModelSpec = network.spec
         self.config, self.plan, self.max_context = config, plan, max_context
         self.tokenizer, self.generation_config = tokenizer, dict(generation_config or {})
+        self.notes: list[str] = []  # of the load: what the user should know
         self.folder = folder or Path()  # of the checkpoint: chat formats are read from it
         self.runner = Runner(network, StreamCache(plan, network.device, network.ops))
         self.scheduler = Scheduler(scheduler_config(config, plan, max_context))

@@ -154,7 +154,9 @@ def _sparse_layers(config: Config, num_layers: int, has_experts: bool) -> list[b
 
 def _spec_v4(config: Config, common: dict[str, Any]) -> ModelSpec:
     num_layers = _positive(config, "num_hidden_layers")
-    num_mtp = int(_get(config, "num_nextn_predict_layers", 0) or 0)
+    # V4-Flash-0731 has a block drafter (DSpark) where others have MTP; tiefsee does not run it yet.
+    has_dspark = any(key.startswith("dspark_") for key in config)
+    num_mtp = 0 if has_dspark else int(_get(config, "num_nextn_predict_layers", 0) or 0)
     types, mtp_types = _layer_types(config, num_layers, num_mtp)
     is_hash = _hash_layers(config, num_layers)
     learned, hashed = _moe_v4(config, "noaux_tc"), _moe_v4(config, "hash")
