@@ -75,6 +75,23 @@ def test_saving_again_changes_no_byte(tmp_path):
         assert torch.equal(open_llm(again).logits([prompt(9)])[0], llm.logits([prompt(9)])[0])
 
 
+def test_float32_scales_stay_so_whatever_the_config_says(tmp_path):
+    """V3.1: `scale_fmt: ue8m0`, scales in float32, and those of o_proj between powers of two."""
+    packed, _ = write_checkpoint(tmp_path, V3, block=128)
+    config = json.loads((packed / "config.json").read_text())
+    config["quantization_config"]["scale_fmt"] = "ue8m0"
+    (packed / "config.json").write_text(json.dumps(config))
+    llm = open_llm(packed)
+    save_network(llm.core.runner.network, llm.core.spec, {**config, "torch_dtype": "float32"}, tmp_path / "again")
+    before, after = (load_file(folder / "model.safetensors") for folder in (packed, tmp_path / "again"))
+    name = "model.layers.0.self_attn.o_proj.weight_scale_inv"
+    assert not torch.equal(before[name].log2(), before[name].log2().round())
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        assert value.dtype == after[key].dtype, key
+        assert torch.equal(value.view(torch.uint8), after[key].view(torch.uint8)), key
+
+
 def spoil_by(name: str, value: torch.Tensor | None):
     def change(tensors: dict[str, torch.Tensor]) -> None:
         key = next(k for k in tensors if k.endswith(name))

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -104,7 +105,7 @@ def _convert(source: Source, spec: ModelSpec, device: torch.device, dtype: torch
         return _Held(raw.to(device, wanted, copy=True))
     assert source.scale is not None
     scale = read_tensor(source.scale)
-    scale = formats.decode_ue8m0(scale) if source.scale.dtype in ("F8_E8M0", "U8") else scale.float()
+    scale = formats.decode_ue8m0(scale) if packing.scales == "ue8m0" else scale.float()
     if format == "keep":
         return _Held(raw.to(device, copy=True), scale.to(device), packing)
     held = Weight(raw, scale, packing)
@@ -115,11 +116,13 @@ def _convert(source: Source, spec: ModelSpec, device: torch.device, dtype: torch
 
 
 def _packing(source: Source, spec: ModelSpec) -> Packing | None:
+    if source.scale is None:
+        return None
+    scales: Literal["float32", "ue8m0"] = "ue8m0" if source.scale.dtype in ("F8_E8M0", "U8") else "float32"
     if source.entry.dtype == "F8_E4M3":
-        assert source.scale is not None
-        return Packing("fp8", fp8_block(spec, source.tensor.shape, source.scale.shape))
-    if source.entry.dtype in ("I8", "U8") and source.scale is not None:
-        return Packing("fp4")
+        return Packing("fp8", fp8_block(spec, source.tensor.shape, source.scale.shape), scales)
+    if source.entry.dtype in ("I8", "U8"):
+        return Packing("fp4", scales=scales)
     return None
 
 
@@ -137,9 +140,9 @@ def _place(network: nn.Module, source: Source, held: _Held) -> None:
     else:
         count = present.shape[0]
         stack = _assign(owner, leaf, _stack(held, count))
-    if isinstance(stack, Weight) != (held.packing is not None):
+    if (stack.packing if isinstance(stack, Weight) else None) != held.packing:
         raise CheckpointError(
-            f"{source.tensor.published} is held as {held.name}, other experts of its layer are not; "
+            f"{source.tensor.published} is held as {held.name}, and not packed like other experts of its layer; "
             "the checkpoint mixes formats within a layer; pass --format bf16"
         )
     (stack.data if isinstance(stack, Weight) else stack.detach())[expert].copy_(held.data)

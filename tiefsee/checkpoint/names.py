@@ -47,10 +47,12 @@ class Matched:
 def match_tensors(spec: ModelSpec, entries: Mapping[str, TensorEntry]) -> Matched:
     """Pair the spec's tensors with those on disk. Raises one CheckpointError that names all that is wrong."""
     left = dict(entries)
-    matched, missing, problems = Matched(), [], []
+    matched = Matched()
+    missing: list[CheckpointTensor] = []
+    problems: list[str] = []
     drafter = [name for name in left if DRAFTER.match(name)] if any(map(DSPARK.search, left)) else []
-    for name in drafter:
-        del left[name]
+    for unused in drafter:
+        del left[unused]
     for tensor in checkpoint_tensors(spec):
         name = next((n for n in (tensor.published, *tensor.aliases) if n in left), None)
         if name is None:

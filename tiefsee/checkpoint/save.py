@@ -91,7 +91,6 @@ def published_tensors(network: nn.Module, spec: ModelSpec, plain: torch.dtype) -
     """(published name, tensor) of everything the network holds, scales beside their weights."""
     has_mtp = any(name.startswith("mtp.") for name, _ in network.named_parameters())
     suffix = spec.quantisation.scale_suffix if spec.quantisation is not None else ".weight_scale_inv"
-    ue8m0 = spec.quantisation is not None and spec.quantisation.scale_format == "ue8m0"
     tied = spec.tie_word_embeddings
     for tensor in checkpoint_tensors(spec):
         if (tensor.name.startswith("mtp.") and not has_mtp) or (tied and tensor.name == "head.weight"):
@@ -104,8 +103,8 @@ def published_tensors(network: nn.Module, spec: ModelSpec, plain: torch.dtype) -
         if held.packing.format == "int8":
             yield tensor.published, held.dequantise(plain).cpu().contiguous()
             continue
-        exponents = ue8m0 or held.packing.format == "fp4"
-        scale = formats.encode_ue8m0(held.scale).view(torch.float8_e8m0fnu) if exponents else held.scale
+        ue8m0 = held.packing.scales == "ue8m0"
+        scale = formats.encode_ue8m0(held.scale).view(torch.float8_e8m0fnu) if ue8m0 else held.scale
         codes = held.data.view(torch.int8) if held.packing.format == "fp4" else held.data
         yield tensor.published, codes.cpu().contiguous()
         yield tensor.published.removesuffix(".weight") + suffix, scale.cpu().contiguous()

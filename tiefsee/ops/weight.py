@@ -19,10 +19,15 @@ PackedFormat = Literal["fp8", "fp4", "int8"]
 
 @dataclass(frozen=True)
 class Packing:
-    """How codes are to be read. `block` is the scale's block of fp8; others have theirs by definition."""
+    """How codes are to be read. `block` is the scale's block of fp8; others have theirs by definition.
+
+    `scales` is how the checkpoint stores them, tensor by tensor, for saving them as they came: V3.1's config
+    says ue8m0, but its scales are stored in float32, and those of `o_proj` are no powers of two.
+    """
 
     format: PackedFormat
     block: tuple[int, int] = (128, 128)
+    scales: Literal["float32", "ue8m0"] = "float32"
 
 
 class Weight(nn.Module):

@@ -378,7 +378,6 @@ def _quantisation(config: Config, model_type: str) -> Quantisation | None:
     expert_dtype = str(config.get("expert_dtype") or found.get("expert_dtype") or "fp8")
     return Quantisation(
         block=(int(block[0]), int(block[1])),
-        scale_format="ue8m0" if found.get("scale_fmt") == "ue8m0" else "float32",
         scale_suffix=".scale" if v4 else ".weight_scale_inv",
         expert_format="fp4" if "fp4" in expert_dtype or "int4" in expert_dtype else "fp8",
     )

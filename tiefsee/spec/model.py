@@ -160,10 +160,12 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class Quantisation:
-    """How the published linears are stored. `scale_suffix` names the tensor beside the weight."""
+    """How the published linears are stored. `scale_suffix` names the tensor beside the weight.
+
+    How the scales are stored is read from the tensors: V3.1's config says ue8m0, its files hold float32.
+    """
 
     block: tuple[int, int]
-    scale_format: Literal["float32", "ue8m0"]
     scale_suffix: str
     expert_format: Literal["fp8", "fp4"] = "fp8"
 
