@@ -37,16 +37,17 @@ def run_pretrain(options: argparse.Namespace) -> int:
     from tiefsee.model import Network
     from tiefsee.model.initialise import initialise
     from tiefsee.ops import open_device, operators_for
+    from tiefsee.ops.cpu import keep_freed_memory
     from tiefsee.spec import model_spec
     from tiefsee.train.export import export
-    from tiefsee.train.host import keep_freed_memory, matmul_flops_per_s
+    from tiefsee.train.host import matmul_flops_per_s
     from tiefsee.train.packing import open_batches
     from tiefsee.train.pretrain import PretrainConfig, pretrain
 
     config = read_config(Path(options.config))
     spec, data, out = model_spec(config), Path(options.data), Path(options.out)
     set_threads(options.threads)
-    keep_freed_memory()
+    keep_freed_memory(any_size=True)
     device = open_device(options.device)
     torch.manual_seed(options.seed)
     network = Network(spec, operators_for(device))

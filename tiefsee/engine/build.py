@@ -41,7 +41,7 @@ def build_core(
     if (files.folder / "tokenizer.json").is_file():
         tokenizer = Tokenizer.from_folder(files.folder, files.config, files.generation_config)
     core = EngineCore(network, plan, max_context, config, tokenizer, files.generation_config, files.folder)
-    core.notes = notes(spec, report)
+    core.notes = [*ops.notes, *notes(spec, report)]
     return core
 
 

@@ -146,6 +146,20 @@ class PagedView:
             pages = pool[self._index(("pages", segment, num_pages), lambda: table)]
         return pages.flatten(0, 1)[self.segments[segment].origin : num_entries]
 
+    def pool(self, stream: str, layer: int) -> Tensor:
+        return self.cache.pool(stream, layer)
+
+    def token_pages(self) -> tuple[Tensor, Tensor, Tensor]:
+        counts, size = [s.num_tokens for s in self.segments], self.cache.plan.block_tokens
+        width = max(-(-s.end // size) for s in self.segments)
+        spread = self._index(("spread",), lambda: [i for i, n in enumerate(counts) for _ in range(n)])
+        tables = self._index(
+            ("tables",), lambda: [[*t[:width], *[0] * (width - len(t))] for t in map(list, self.tables)]
+        )
+        first = self._index(("first",), lambda: [s.origin for s in self.segments])
+        last = self._index(("last",), lambda: [p + 1 for s in self.segments for p in range(s.start, s.end)])
+        return tables[spread], first[spread], last
+
     def recent(self, stream: str, layer: int, segment: int, num_rows: int) -> Tensor | None:
         ring = self.cache.ring(stream, layer)
         end, size = self.segments[segment].start, ring.shape[1]

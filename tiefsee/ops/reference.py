@@ -23,6 +23,8 @@ from tiefsee.ops.view import CacheView
 from tiefsee.ops.weight import AnyWeight, Weight, dense
 from tiefsee.spec.model import Router
 
+EachExpert = Callable[[Tensor, Tensor, Tensor | Weight, Tensor | Weight, Tensor | Weight, float | None], Tensor]
+
 # Scores of one query tile stay below this, so that attention over a long cache does not grow with the chunk.
 SCORE_TILE_VALUES = 1 << 24
 
@@ -130,31 +132,39 @@ def run_experts(
     w2: Tensor | Weight,
     w3: Tensor | Weight,
     limit: float | None,
-    linear: Callable[[Tensor, AnyWeight], Tensor] = linear,
+    each_expert: EachExpert | None = None,
 ) -> Tensor:
     """Routed experts: each token through its K experts, weighted and summed in the order of its picks.
 
-    w1, w3 [E, F, D] and w2 [E, D, F]; `linear` is the backend's own. Tokens are sorted by expert, so each
-    expert is touched once and the sum of a token does not depend on what else is in the batch.
+    w1, w3 [E, F, D] and w2 [E, D, F]; `each_expert` is the backend's own. Tokens are sorted by expert, so
+    each expert is touched once and the sum of a token does not depend on what else is in the batch.
     """
     num_picks = experts_TK.shape[1]
     order = experts_TK.flatten().argsort(stable=True)
-    counts = torch.bincount(experts_TK.flatten(), minlength=w1.shape[0]).tolist()
-    sorted_TD = hidden_TD[order // num_picks]
+    counts_E = torch.bincount(experts_TK.flatten(), minlength=w1.shape[0])
+    output_ND = (each_expert or expert_loop)(hidden_TD[order // num_picks], counts_E, w1, w2, w3, limit)
+    back = torch.empty_like(order)
+    back[order] = torch.arange(order.numel(), device=order.device)
+    picked_TKD = output_ND[back].unflatten(0, (-1, num_picks))
+    return torch.einsum("tkd,tk->td", picked_TKD.float(), weights_TK).to(hidden_TD.dtype)
+
+
+def expert_loop(
+    sorted_ND: Tensor, counts_E: Tensor, w1: Tensor | Weight, w2: Tensor | Weight, w3: Tensor | Weight,
+    limit: float | None, linear: Callable[[Tensor, AnyWeight], Tensor] = linear,
+) -> Tensor:  # fmt: skip
+    """SwiGLU of each of the N = T * K rows through its expert; rows are sorted by expert, `counts` of each."""
     # unbind, not w[expert]: the gradient of a stack is then put together once, not once an expert.
     gates, downs, ups = w1.unbind(), w2.unbind(), w3.unbind()
     outputs, first = [], 0
-    for expert, count in enumerate(counts):
+    for expert, count in enumerate(counts_E.tolist()):
         if count == 0:
             continue
-        x = sorted_TD[first : first + count]
+        x = sorted_ND[first : first + count]
         hidden = swiglu(linear(x, gates[expert]), linear(x, ups[expert]), limit)
         outputs.append(linear(hidden, downs[expert]))
         first += count
-    back = torch.empty_like(order)
-    back[order] = torch.arange(order.numel(), device=order.device)
-    picked_TKD = torch.cat(outputs)[back].unflatten(0, (-1, num_picks))
-    return torch.einsum("tkd,tk->td", picked_TKD.float(), weights_TK).to(hidden_TD.dtype)
+    return torch.cat(outputs)
 
 
 # ------------------------------------------------------------------------- latent attention (MLA)
@@ -182,10 +192,10 @@ def latent_attention(
     tokens = [slice(segment.first, segment.last) for segment in view.segments]
     rows = [view.history("latent", layer, i, segment.end) for i, segment in enumerate(view.segments)]
     chosen: list[Tensor | None] = picks or [None] * len(rows)
-    absorbs = [s.num_tokens < _break_even(weight_HOC, value_dim) for s in view.segments]
+    absorbs = [s.num_tokens < break_even(weight_HOC, value_dim) for s in view.segments]
     if all(absorbs):
         # Decode: the heads' matrices are applied to all requests at once, only the keys differ.
-        query_THC = _absorb(query_nope_THN, query_rope_THR, key_HNC)
+        query_THC = absorb_query(query_nope_THN, query_rope_THR, key_HNC)
         parts = zip(tokens, rows, chosen, strict=True)
         return per_head(
             value_HVC, torch.cat([_attend_latent(query_THC[t], r, scale, p, value_HVC) for t, r, p in parts])
@@ -193,14 +203,14 @@ def latent_attention(
     outputs = []
     for t, r, p, absorb in zip(tokens, rows, chosen, absorbs, strict=True):
         if absorb:
-            query_THC = _absorb(query_nope_THN[t], query_rope_THR[t], key_HNC)
+            query_THC = absorb_query(query_nope_THN[t], query_rope_THR[t], key_HNC)
             outputs.append(per_head(value_HVC, _attend_latent(query_THC, r, scale, p, value_HVC)))
         else:
             outputs.append(_expanded(query_nope_THN[t], query_rope_THR[t], r, key_HNC, value_HVC, scale, p))
     return torch.cat(outputs)
 
 
-def _break_even(weight_HOC: Tensor, value_dim: int) -> float:
+def break_even(weight_HOC: Tensor, value_dim: int) -> float:
     """Queries per segment from which expanding the keys costs fewer FLOPs: about 170 for V3.
 
     Per key, expanding costs C * (N + V) once and then N + R + V a query; absorbed costs 2 * C + R a query.
@@ -209,7 +219,7 @@ def _break_even(weight_HOC: Tensor, value_dim: int) -> float:
     return rank * both / max(2 * rank - both, 1)
 
 
-def _absorb(query_nope_THN: Tensor, query_rope_THR: Tensor, key_HNC: Tensor) -> Tensor:
+def absorb_query(query_nope_THN: Tensor, query_rope_THR: Tensor, key_HNC: Tensor) -> Tensor:
     """Queries in latent space, [T, H, C + R]: what the rows of the cache are compared with as they are."""
     return torch.cat((torch.einsum("thn,hnc->thc", query_nope_THN, key_HNC), query_rope_THR), dim=-1)
 

@@ -19,6 +19,7 @@ class Operators:
     """The definition of every operator, in plain torch, for any device that torch knows."""
 
     name = "reference"
+    notes: tuple[str, ...] = ()  # what a user should know of this backend on this machine
 
     linear = staticmethod(reference.linear)
     grouped_linear = staticmethod(reference.grouped_linear)
@@ -53,7 +54,13 @@ class Operators:
         self, hidden_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor,
         w1: Tensor | Weight, w2: Tensor | Weight, w3: Tensor | Weight, limit: float | None,
     ) -> Tensor:  # fmt: skip
-        return reference.run_experts(hidden_TD, experts_TK, weights_TK, w1, w2, w3, limit, self.linear)
+        return reference.run_experts(hidden_TD, experts_TK, weights_TK, w1, w2, w3, limit, self.each_expert)
+
+    def each_expert(
+        self, sorted_ND: Tensor, counts_E: Tensor,
+        w1: Tensor | Weight, w2: Tensor | Weight, w3: Tensor | Weight, limit: float | None,
+    ) -> Tensor:  # fmt: skip
+        return reference.expert_loop(sorted_ND, counts_E, w1, w2, w3, limit, self.linear)
 
 
 def open_device(name: str) -> torch.device:

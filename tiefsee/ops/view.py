@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -61,6 +61,20 @@ class CacheView(Protocol):
 
     def remember(self, stream: str, layer: int, rows_T: Tensor) -> None:
         """Write the state rows of all tokens of the step; called after the layer has read."""
+        ...
+
+
+@runtime_checkable
+class PagedHistory(CacheView, Protocol):
+    """A view whose history lies on pages that a fused operator may read by itself."""
+
+    def pool(self, stream: str, layer: int) -> Tensor:
+        """All pages of one layer, [M, P, *shape]."""
+        ...
+
+    def token_pages(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each token of the step: its block table [T, M], and the first and last + 1 of the positions that
+        it sees, [T] each; int64."""
         ...
 
 
