@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -103,11 +104,16 @@ class CpuOperators(Operators):
         w1: Tensor | Weight, w2: Tensor | Weight, w3: Tensor | Weight, limit: float | None,
     ) -> Tensor:  # fmt: skip
         """As the definition; a few BF16 rows per expert go through one call of csrc/cpu."""
-        stacks = [w for w in (w1, w2, w3) if isinstance(w, Tensor) and w.dtype == torch.bfloat16 and w.is_contiguous()]
         few = len(sorted_ND) <= NATIVE_ROWS_PER_EXPERT * len(counts_E) and sorted_ND.dtype == torch.bfloat16
-        if self._native is None or len(stacks) < 3 or not few or torch.is_grad_enabled():
+        if self._native is None or not few or torch.is_grad_enabled():
             return super().each_expert(sorted_ND, counts_E, w1, w2, w3, limit)
-        return self._native.experts(sorted_ND, counts_E, *stacks, limit)
+        if not (_is_plain_bf16(w1) and _is_plain_bf16(w2) and _is_plain_bf16(w3)):
+            return super().each_expert(sorted_ND, counts_E, w1, w2, w3, limit)
+        return self._native.experts(sorted_ND, counts_E, w1, w2, w3, limit)
+
+
+def _is_plain_bf16(weight: AnyWeight) -> TypeGuard[Tensor]:
+    return isinstance(weight, Tensor) and weight.dtype == torch.bfloat16 and weight.is_contiguous()
 
 
 # glibc's malloc.h; 32 MB is the largest block that it can be told to keep and still give larger ones back.
