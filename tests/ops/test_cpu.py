@@ -52,14 +52,16 @@ def test_the_table_of_the_cpu_is_used():
     assert isinstance(operators_for(torch.device("cpu")), CpuOperators)
 
 
-@pytest.fixture(params=["best", "plain"])
+@pytest.fixture(params=["AVX512-BF16", "AMX"])
 def kernels(request):
-    """The compiled kernels by the processor's best way and by plain loops: both must be right everywhere."""
+    """The compiled kernels, by each way that this processor has."""
     loaded = native.load()
     assert loaded is not None, "csrc/cpu was not built: a C++ compiler was missing when tiefsee was installed"
-    found = native.FewRows(loaded.library)
-    if request.param == "plain":
-        found.way = 0
+    way = {"AVX512-BF16": 1, "AMX": 2}[request.param]
+    if loaded.way < way:
+        pytest.skip(f"this processor has no {request.param}")
+    found = native.Products(loaded.library)
+    found.way = way
     return found
 
 
@@ -88,10 +90,15 @@ def test_a_row_does_not_depend_on_its_company(kernels):
 
 
 @pytest.mark.parametrize("limit", [None, 0.5])
-@pytest.mark.parametrize("counts", [[1, 0, 3], [0, 0, 1], [12, 1, 2], [0, 0, 0]])
-def test_compiled_experts(kernels, counts, limit):
-    x = values(sum(counts), 70)
-    stacks = [values(3, 45, 70, seed=1), values(3, 70, 45, seed=2, scale=0.2), values(3, 45, 70, seed=3)]
+@pytest.mark.parametrize("counts", [[1, 0, 3], [0, 0, 1], [12, 1, 2], [0, 0, 0], [4, 5, 16], [17, 0, 50]])
+@pytest.mark.parametrize(("width", "inner"), [(70, 45), (96, 32), (64, 160)])  # tiles take multiples of 32
+def test_compiled_experts(kernels, width, inner, counts, limit):
+    x = values(sum(counts), width)
+    stacks = [
+        values(3, inner, width, seed=1),
+        values(3, width, inner, seed=2, scale=0.2),
+        values(3, inner, width, seed=3),
+    ]
     found = kernels.experts(x, torch.tensor(counts), *stacks, limit)
     if sum(counts):
         needed = reference.expert_loop(x.float(), torch.tensor(counts), *(s.float() for s in stacks), limit)

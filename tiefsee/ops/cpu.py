@@ -6,7 +6,8 @@ a weight is read decides. Measured on two cores of an Intel Xeon, GB/s of BF16 w
     rows            1     2     4     8    16    which
     F.linear       21 to 24 for all              many rows
     weight @ x.T   26    26    26    26    25    up to COLUMN_ROWS
-    csrc/cpu       31    30    29    22    10    up to NATIVE_ROWS; and experts, whose rows are few
+    csrc/cpu       31    30    29    22    10    up to NATIVE_ROWS
+    csrc/cpu with AMX tiles: experts of up to 96 rows each; as fast as the column order, without its first time
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ NATIVE_ROWS = 4
 COLUMN_ROWS = 256
 # Tokens of a step up to which each is worth reading the cache for by itself: a decode step, drafts included.
 NATIVE_QUERIES = 64
-# Mean rows per expert of a step up to which experts go through csrc/cpu.
-NATIVE_ROWS_PER_EXPERT = 4
+# Mean rows per expert of a step up to which experts go through csrc/cpu, with AVX512-BF16 and with AMX.
+NATIVE_ROWS_PER_EXPERT = {1: 6, 2: 96}
 
 NOT_BUILT = (
     "the CPU kernels are not there (no C++ compiler was found when tiefsee was installed); "
@@ -43,8 +44,9 @@ class CpuOperators(Operators):
 
     def __init__(self) -> None:
         keep_freed_memory()
-        self._native = native.load()
-        self.notes = () if self._native is not None else (NOT_BUILT,)
+        found = native.load()
+        self.notes = () if found is not None else (NOT_BUILT,)
+        self._native = found if found is not None and found.way else None
 
     @staticmethod
     def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -103,13 +105,14 @@ class CpuOperators(Operators):
         self, sorted_ND: Tensor, counts_E: Tensor,
         w1: Tensor | Weight, w2: Tensor | Weight, w3: Tensor | Weight, limit: float | None,
     ) -> Tensor:  # fmt: skip
-        """As the definition; a few BF16 rows per expert go through one call of csrc/cpu."""
-        few = len(sorted_ND) <= NATIVE_ROWS_PER_EXPERT * len(counts_E) and sorted_ND.dtype == torch.bfloat16
-        if self._native is None or not few or torch.is_grad_enabled():
+        """As the definition; BF16 experts with not too many rows go through one call of csrc/cpu."""
+        kernels = self._native
+        if kernels is None or sorted_ND.dtype != torch.bfloat16 or torch.is_grad_enabled():
             return super().each_expert(sorted_ND, counts_E, w1, w2, w3, limit)
-        if not (_is_plain_bf16(w1) and _is_plain_bf16(w2) and _is_plain_bf16(w3)):
+        few = len(sorted_ND) <= NATIVE_ROWS_PER_EXPERT[kernels.way] * len(counts_E)
+        if not few or not (_is_plain_bf16(w1) and _is_plain_bf16(w2) and _is_plain_bf16(w3)):
             return super().each_expert(sorted_ND, counts_E, w1, w2, w3, limit)
-        return self._native.experts(sorted_ND, counts_E, w1, w2, w3, limit)
+        return kernels.experts(sorted_ND, counts_E, w1, w2, w3, limit)
 
 
 def _is_plain_bf16(weight: AnyWeight) -> TypeGuard[Tensor]:
