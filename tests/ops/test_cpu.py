@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
@@ -56,7 +58,9 @@ def test_the_table_of_the_cpu_is_used():
 def kernels(request):
     """The compiled kernels, by each way that this processor has."""
     loaded = native.load()
-    assert loaded is not None, "csrc/cpu was not built: a C++ compiler was missing when tiefsee was installed"
+    if loaded is None and shutil.which("g++") is None:
+        pytest.skip("csrc/cpu is not built: there is no C++ compiler here")
+    assert loaded is not None, "csrc/cpu is not built; install tiefsee again"
     way = {"AVX512-BF16": 1, "AMX": 2}[request.param]
     if loaded.way < way:
         pytest.skip(f"this processor has no {request.param}")
