@@ -8,16 +8,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tiefsee.errors import ConfigError, UnsupportedModel
+from tiefsee.text.answer import AnswerParser, new_call_id
+from tiefsee.text.conversation import Conversation, Message, ResponseFormat
 from tiefsee.text.encoding_v4 import V4Format
 from tiefsee.text.encoding_v32 import V32Format
-from tiefsee.text.prompt import ChatFormat, ChatPrompt, Message, check_messages, refuse_effort
+from tiefsee.text.grammar import answer_grammar
+from tiefsee.text.parse import PlainParser
+from tiefsee.text.prompt import ChatFormat, ChatPrompt, check_messages, refuse_effort
 from tiefsee.text.template import TemplateFormat
-from tiefsee.text.tokenizer import read_json, token_text
+from tiefsee.text.tokenizer import Tokenizer, read_json, token_text
 
 CHOICES = ("auto", "template", "v3.2", "v4", "raw")
 
@@ -51,6 +55,7 @@ class RawFormat:
     """No format at all: the contents one after the other, for base models. There are no roles in it."""
 
     name = "raw"
+    efforts: tuple[str, ...] = ()
 
     def __init__(self, bos_token: str | None = None) -> None:
         self._bos = bos_token or ""
@@ -62,6 +67,7 @@ class RawFormat:
         thinking: bool | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         effort: str | None = None,
+        response_format: ResponseFormat | None = None,
     ) -> ChatPrompt:
         check_messages(messages)
         refuse_effort(effort, "raw text")
@@ -69,7 +75,20 @@ class RawFormat:
             raise ConfigError("thinking or tools were asked for, but raw text has neither; leave them out")
         text = self._bos + "\n".join(message.get("content") or "" for message in messages)
         ranges = ((0, len(self._bos)),) if self._bos else ()
-        return ChatPrompt(text, ranges, starts_in_reasoning=False)
+        return ChatPrompt(text, ranges, starts_in_reasoning=False, continues=True)
+
+    def parser(
+        self,
+        prompt: ChatPrompt,
+        *,
+        tokenizer: Tokenizer | None = None,
+        calls: bool = True,
+        make_id: Callable[[], str] = new_call_id,
+    ) -> AnswerParser:
+        return PlainParser(prompt, tokenizer)
+
+    def grammar(self, conversation: Conversation, prompt: ChatPrompt, tokenizer: Tokenizer) -> str | None:
+        return answer_grammar(conversation, prompt, tokenizer, None)
 
 
 def _encoding_format(folder: Path, choice: str) -> ChatFormat | None:

@@ -6,6 +6,9 @@ A token is a run of bytes, so an incremental UTF-8 decoder is all the state ther
 the same however long the answer is. (Decoding a growing window of tokens again and again, and comparing
 texts, is the other common way: it costs more and can be wrong at U+FFFD.)
 
+`special_ranges` says where in the text the model wrote a control token (`</think>`, `<｜tool▁call▁begin｜>`):
+the same letters out of ordinary tokens are ordinary text, and a parser must know.
+
 With stop strings the text that may still become one is held back. The first stop string to be complete
 ends the text, so the result does not depend on how the text is cut into tokens.
 """
@@ -20,7 +23,11 @@ from tiefsee.text.tokenizer import Tokenizer
 
 
 class Detokeniser:
-    """The text of one answer. `stopped_by` is the stop string that ended it, else None."""
+    """The text of one answer.
+
+    `stopped_by` is the stop string that ended it, else None. `special_ranges` are the (start, end) of control
+    tokens in the text of the whole answer; those beyond what was handed out are still held back.
+    """
 
     def __init__(
         self,
@@ -38,7 +45,9 @@ class Detokeniser:
         self._stop = tuple(stop)
         self._include_stop = include_stop
         self._held = ""
+        self._num_chars = 0  # of the whole answer, held back or not
         self.stopped_by: str | None = None
+        self.special_ranges: list[tuple[int, int]] = []
 
     def feed(self, token_id: int, *, may_stop: bool = True) -> str:
         """The text that has become final with this token; often "", sometimes several characters.
@@ -48,7 +57,13 @@ class Detokeniser:
         assert self.stopped_by is None, "a token after the stop string"
         if token_id in self._skipped:
             return ""
-        return self._release(self._utf8.decode(self._tokenizer.token_bytes(token_id)), may_stop)
+        piece = self._utf8.decode(self._tokenizer.token_bytes(token_id))
+        self._num_chars += len(piece)
+        if token_id in self._tokenizer.control_ids:
+            # A torn character before the token has become U+FFFD, so the token is the end of the piece.
+            token = self._tokenizer.token_bytes(token_id).decode(errors="replace")
+            self.special_ranges.append((self._num_chars - len(token), self._num_chars))
+        return self._release(piece, may_stop)
 
     def flush(self) -> str:
         """What was held back, at the end of the answer; a torn character becomes U+FFFD."""
@@ -66,9 +81,18 @@ class Detokeniser:
             start, self.stopped_by = found
             self._held = ""
             return text[: start + len(self.stopped_by)] if self._include_stop else text[:start]
-        keep = self._undecided(text)
+        keep = self._whole_tokens(self._undecided(text))
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
+
+    def _whole_tokens(self, keep: int) -> int:
+        """Keep a control token in one piece: hold all of it back, if its end is."""
+        if self.special_ranges:
+            start, end = self.special_ranges[-1]
+            cut = self._num_chars - keep
+            if start < cut < end:
+                return self._num_chars - start
+        return keep
 
     def _first_stop(self, text: str) -> tuple[int, str] | None:
         """Start and text of the stop string that is complete first; the longest, if several end there.

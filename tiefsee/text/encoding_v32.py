@@ -9,23 +9,31 @@
 
 Source: the file encoding/encoding_dsv32.py of the release deepseek-ai/DeepSeek-V3.2 (MIT) and its README.
 The wording of `_TOOLS` is part of the format: the model was trained on it. (Copies of that file in two
-engines have lost its blank lines.) The developer role, which that release reserves for search agents, is
-not written here.
+engines have lost its blank lines.) The release's developer role is a question with tools of its own, meant for
+search agents; a developer message at the beginning is OpenAI's, and is written as system.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from tiefsee.errors import RequestError
-from tiefsee.text.prompt import ChatPrompt, Message, check_messages, check_tools, refuse_effort
-from tiefsee.text.reasoning import CLOSE, OPEN
+from tiefsee.text.answer import AnswerParser, new_call_id
+from tiefsee.text.control import CLOSE, DSML, OPEN
+from tiefsee.text.conversation import Conversation, Message, ResponseFormat
+from tiefsee.text.grammar import answer_grammar, read_schema
+from tiefsee.text.grammar_dsml import DsmlCallGrammar
+from tiefsee.text.parse import PlainParser
+from tiefsee.text.parse_dsml import DsmlParser
+from tiefsee.text.prompt import ChatPrompt, check_messages, check_tools, opens_reasoning, refuse_effort
+from tiefsee.text.tokenizer import Tokenizer
 
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
-DSML = "｜DSML｜"
+BLOCK = "function_calls"  # the tag around all calls
 
 _TOOLS = """## Tools
 
@@ -64,10 +72,14 @@ Here are the functions available in JSONSchema format:
 """
 
 
+_RESPONSE_FORMAT = "\n\n## Response Format:\n\nYou MUST strictly adhere to the following schema to reply:\n"
+
+
 class V32Format:
     """Writes conversations for V3.2. Thinking is off unless asked for, as in V3.1's template."""
 
     name = "v3.2"
+    efforts: tuple[str, ...] = ()
 
     def render(
         self,
@@ -76,11 +88,14 @@ class V32Format:
         thinking: bool | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         effort: str | None = None,
+        response_format: ResponseFormat | None = None,
     ) -> ChatPrompt:
         check_messages(messages)
         check_tools(tools)
         refuse_effort(effort, "V3.2")
-        if tools and messages[0]["role"] != "system":
+        messages = _one_system_message(messages)
+        wants_schema = response_format is not None and response_format.kind == "json_schema"
+        if (tools or wants_schema) and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": ""}, *messages]
         writer = _Writer(messages, bool(thinking))
         writer.special(BOS)
@@ -88,7 +103,26 @@ class V32Format:
             getattr(writer, f"write_{message['role']}")(n, message)
             if n == 0 and tools:
                 writer.write_tools(tools)
-        return ChatPrompt(writer.text, tuple(writer.ranges), starts_in_reasoning=writer.text.endswith(OPEN))
+            if n == 0 and response_format is not None and wants_schema:
+                writer.plain(_RESPONSE_FORMAT + _json(read_schema(response_format.source)))
+        in_reasoning = opens_reasoning(writer.text, writer.ranges)
+        continues = bool(messages[-1].get("prefix"))
+        return ChatPrompt(writer.text, tuple(writer.ranges), in_reasoning, continues)
+
+    def parser(
+        self,
+        prompt: ChatPrompt,
+        *,
+        tokenizer: Tokenizer | None = None,
+        calls: bool = True,
+        make_id: Callable[[], str] = new_call_id,
+    ) -> AnswerParser:
+        if not calls:
+            return PlainParser(prompt, tokenizer)
+        return DsmlParser(prompt, tokenizer, make_id, block=BLOCK)
+
+    def grammar(self, conversation: Conversation, prompt: ChatPrompt, tokenizer: Tokenizer) -> str | None:
+        return answer_grammar(conversation, prompt, tokenizer, DsmlCallGrammar(BLOCK))
 
 
 class _Writer:
@@ -98,8 +132,11 @@ class _Writer:
         self.text = ""
         self.ranges: list[tuple[int, int]] = []
         self._messages = messages
-        self._thinking = thinking
-        self._last_user = max((n for n, m in enumerate(messages) if m["role"] == "user"), default=-1)
+        last = messages[-1]
+        # An answer that a client began without reasoning goes on without.
+        self._thinking = thinking and not (last.get("prefix") and not last.get("reasoning_content"))
+        askers = ("user", "developer")
+        self._last_user = max((n for n, m in enumerate(messages) if m["role"] in askers), default=-1)
 
     def plain(self, text: str) -> None:
         self.text += text
@@ -117,6 +154,17 @@ class _Writer:
         self.special(ASSISTANT)
         self.special(OPEN if self._thinking and n == self._last_user else CLOSE)
 
+    def write_developer(self, n: int, message: Message) -> None:
+        """A question of a search agent, with tools of its own."""
+        tools = message.get("tools")
+        check_tools(tools)
+        self.special(USER)
+        if tools:
+            self.write_tools(tools)
+        self.plain(f"\n\n# The user's message is: {message['content']}")
+        self.special(ASSISTANT)
+        self.special(OPEN if self._thinking and n == self._last_user else CLOSE)
+
     def write_assistant(self, n: int, message: Message) -> None:
         reasoning, calls = message.get("reasoning_content"), message.get("tool_calls") or []
         if self._thinking and n > self._last_user:
@@ -126,6 +174,8 @@ class _Writer:
                     "continues a turn in thinking mode only with reasoning_content; pass it back"
                 )
             self.plain(reasoning or "")
+            if message.get("prefix") and not message.get("content"):
+                return  # the reasoning goes on
             self.special(CLOSE)
         self.plain(message.get("content") or "")
         if calls:
@@ -134,7 +184,8 @@ class _Writer:
             for call in calls:
                 self._write_call(n, call)
             self._tag("</", "function_calls>")
-        self.special(EOS)
+        if not message.get("prefix"):
+            self.special(EOS)
 
     def write_tool(self, n: int, message: Message) -> None:
         """One result; the first of a turn opens the block of results, the last closes it."""
@@ -188,6 +239,17 @@ class _Writer:
             if token:
                 self.special(token)
             text = text[start + len(token) :]
+
+
+def _one_system_message(messages: Sequence[Message]) -> list[Message]:
+    """System messages at the beginning as one, and developers' there with them: so OpenAI's clients mean it."""
+    opening = list(takewhile(lambda m: m["role"] in ("system", "developer") and not m.get("tools"), messages))
+    if len(opening) == len(messages):  # nobody asks but the developer
+        opening = list(takewhile(lambda m: m["role"] == "system", messages))
+    if not opening:
+        return list(messages)
+    text = "\n\n".join(message["content"] for message in opening)
+    return [{"role": "system", "content": text}, *messages[len(opening) :]]
 
 
 def _arguments(n: int, function: Mapping[str, Any]) -> Mapping[str, Any]:

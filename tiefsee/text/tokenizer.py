@@ -20,8 +20,19 @@ if TYPE_CHECKING:
     import tokenizers
 
 
+# What answers are built with: text to us, even where a tokenizer.json marks them as special.
+ANSWER_TOKENS = (
+    "<think>", "</think>", "｜DSML｜",
+    "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>",
+)  # fmt: skip
+
+
 class Tokenizer:
-    """One vocabulary with its special tokens. Made by `from_folder` or `from_files`."""
+    """One vocabulary with its special tokens. Made by `from_folder` or `from_files`.
+
+    `control_ids` are all tokens that stand beside the BPE vocabulary; no ordinary text encodes to one with
+    `parse_special=False`. `special_ids` are those of them that text leaves out: BOS, EOS, padding.
+    """
 
     def __init__(
         self,
@@ -43,7 +54,10 @@ class Tokenizer:
         self.bos_id = None if bos_token is None else backend.token_to_id(bos_token)
         self.eos_ids = tuple(eos_ids)
         self.add_bos = add_bos
-        self.special_ids = frozenset(i for i, token in self._added.items() if token.special)
+        self.control_ids = frozenset(self._added)
+        self.special_ids = frozenset(
+            i for i, token in self._added.items() if token.special and token.content not in ANSWER_TOKENS
+        )
 
     @classmethod
     def from_folder(
@@ -140,7 +154,8 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD. Ids without a token have no text."""
         self.check(ids)
-        return self._backend.decode(list(ids), skip_special_tokens=skip_special)
+        kept = [i for i in ids if i not in self.special_ids] if skip_special else list(ids)
+        return self._backend.decode(kept, skip_special_tokens=False)
 
     def check(self, ids: Iterable[int]) -> None:
         """Raises InvalidToken for a negative id; the upper bound is the model's, not the tokenizer's."""
