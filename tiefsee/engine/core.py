@@ -21,7 +21,9 @@ from torch import Tensor
 
 from tiefsee.engine.cache import CachePlan, StreamCache
 from tiefsee.engine.config import EngineConfig
-from tiefsee.engine.generation import Delta, Generation, sample_seed
+from tiefsee.engine.delta import Delta
+from tiefsee.engine.generation import Generation, sample_seed
+from tiefsee.engine.guide import Guide, Matcher
 from tiefsee.engine.runner import Runner, StepResult
 from tiefsee.engine.sampling import Sampling
 from tiefsee.engine.speculate import Committed, Drafter, DraftLength
@@ -66,11 +68,14 @@ class EngineCore:
         self.scheduler = Scheduler(scheduler_config(config, plan, max_context))
         self.counters = Counters()
         self.draft_length = DraftLength(plan.max_draft)
+        self.guide: Guide | None = None  # compiles constraints; there are none without a tokenizer
         self._drafter = Drafter(self.runner, plan.max_draft) if plan.max_draft else None
         self._generations: dict[str, Generation] = {}
         self._ids = itertools.count()
         eos = self.generation_config.get("eos_token_id", self.spec.eos_token_ids)
         self.eos_ids = tuple(eos) if isinstance(eos, list | tuple) else (int(eos),)
+        if tokenizer is not None:
+            self.guide = Guide(tokenizer, self.spec.vocab_size, self.eos_ids)
 
     # ------------------------------------------------------------------------------ requests
 
@@ -85,6 +90,7 @@ class EngineCore:
         sampling = sampling.with_defaults(self.generation_config)
         self._check(prompt, sampling)
         keeps_rows = keep_logits or sampling.prompt_logprobs is not None
+        matcher = self._matcher(sampling)
         if sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbits(62))
         group = []
@@ -103,6 +109,7 @@ class EngineCore:
                 Generation(
                     request, sampling, sample_seed(sampling, index), index, self.tokenizer, self.eos_ids,
                     partial(on_delta, index), prompt_rows=[] if keeps_rows and index == 0 else None,
+                    matcher=None if matcher is None else matcher.copy(),
                 )
             )  # fmt: skip
         first = group[0]
@@ -153,6 +160,14 @@ class EngineCore:
     def has_work(self) -> bool:
         return self.scheduler.has_work()
 
+    def _matcher(self, sampling: Sampling) -> Matcher | None:
+        """At the start of the constraint. Compiles it here (1 to 100 ms) unless that was done before."""
+        if sampling.constraint is None:
+            return None
+        if self.guide is None:
+            raise RequestError("a constraint needs a tokenizer, and this model came without one; leave it out")
+        return self.guide.find(sampling.constraint) or self.guide.compile(sampling.constraint)
+
     def _check(self, prompt: Sequence[int], sampling: Sampling) -> None:
         if not prompt:
             raise RequestError("the prompt is empty; needed at least one token")
@@ -200,7 +215,7 @@ class EngineCore:
         position = entry.start + len(entry.tokens) - entry.num_drafts
         tokens: list[int] = []
         for row_W, draft in itertools.zip_longest(rows, drafts):
-            tokens.append(generation.draw(row_W, position + len(tokens)))
+            tokens.append(generation.choose(row_W, position + len(tokens)))
             generation.add(tokens[-1], row_W)
             if generation.finish_reason is not None or tokens[-1] != draft:
                 break
@@ -216,7 +231,7 @@ class EngineCore:
                 continue
             siblings, parent.siblings = parent.siblings, []
             for child in siblings:
-                child.request.tokens.append(child.draw(logits[-1], entry.request.num_prompt_tokens))
+                child.request.tokens.append(child.choose(logits[-1], entry.request.num_prompt_tokens))
                 child.add(child.request.tokens[-1], logits[-1])
                 if child.finish_reason is None:
                     self._generations[child.request.request_id] = child

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tiefsee.engine.core import EngineCore
-from tiefsee.engine.generation import Delta, Generation
+from tiefsee.engine.delta import Delta
+from tiefsee.engine.generation import Generation
 from tiefsee.engine.sampling import Sampling
 from tiefsee.errors import DeviceError, RequestError
 
@@ -76,6 +77,9 @@ class Engine:
         """
         if self._failure is not None:
             raise DeviceError("the engine has stopped after an error; start it again") from self._failure
+        guide = self.core.guide
+        if sampling.constraint is not None and guide is not None and guide.find(sampling.constraint) is None:
+            await asyncio.to_thread(guide.compile, sampling.constraint)  # not in the thread that steps
         call = _Call(prompt, sampling, priority, salt, asyncio.get_running_loop())
         self._commands.put(lambda: self._add(call))
         open_answers = sampling.n

@@ -10,24 +10,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from tiefsee.engine.delta import TokenLogprobs
 from tiefsee.engine.sampling import Sampling
 
 _MASK = (1 << 64) - 1
-
-
-@dataclass(frozen=True)
-class TokenLogprobs:
-    """Log probability of one token under the model (no temperature, no penalty), its rank, and the best few."""
-
-    token_id: int
-    logprob: float
-    rank: int
-    top: tuple[tuple[int, float], ...]
 
 
 def draw(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from tiefsee.engine.constraint import Constraint
 from tiefsee.errors import InvalidSampling
 
 MAX_LOGPROBS = 50
@@ -22,6 +23,11 @@ class Sampling:
 
     The token at a position depends on the seed and that position only, so a request that goes on
     elsewhere, or that is recomputed, goes on the same. Without a seed one is drawn per request.
+
+    Under a `constraint` only what it allows is drawn, before temperature, penalties and truncation count. It has the
+    last word: an answer ends where it is complete and nothing can be added, whatever min_tokens and ignore_eos
+    say, which otherwise hold the end back; a stop string, stop_token_ids and max_tokens cut it short. Logprobs
+    are those of the model without it.
     """
 
     max_tokens: int | None = None
@@ -42,6 +48,7 @@ class Sampling:
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -61,6 +68,10 @@ class Sampling:
         self._check("n", self.n, 1, 128, whole=True)
         self._check("logprobs", self.logprobs, 0, MAX_LOGPROBS, whole=True)
         self._check("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS, whole=True)
+        if self.constraint is not None and not isinstance(self.constraint, Constraint):
+            raise InvalidSampling(
+                f"constraint is a {type(self.constraint).__name__}; needed a Constraint(kind, source)"
+            )
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidSampling(f"min_tokens = {self.min_tokens} is above max_tokens = {self.max_tokens}")
         if any(not isinstance(s, str) or not s for s in self.stop):
@@ -105,6 +116,7 @@ class Sampling:
             and not self.frequency_penalty
             and self.repetition_penalty in (None, 1.0)
             and not self.min_tokens
+            and self.constraint is None
         )
 
 

@@ -164,7 +164,7 @@ class _Span:
         if self.committed.generation.sampling.is_plain_greedy:
             token = int(row_W.argmax())
         else:
-            token = self.committed.generation.draw(row_W, self.committed.end + depth)
+            token = self.committed.generation.choose(row_W, self.committed.end + depth, request.drafts)
         request.drafts.append(token)
 
 
