@@ -1,13 +1,14 @@
 # Everything from a fresh clone: Python >= 3.11, a C compiler and a package index are enough.
 #   make demo    set up .venv and stream text from the model that comes with the package
 #   make test    set up .venv and run the tests          make lint    style and types
-#   make bench   speed against transformers, drafts, memory: run it alone
+#   make bench   speed against transformers, drafts, memory, the door: run it alone
+#   make soak    half an hour of a crowd at the door      make fuzz    10,000 requests of any kind
 PYTHON ?= python3
 PYTEST_ARGS ?=
 BIN := .venv/bin
 PROMPT ?= Once upon a time
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench soak fuzz clean
 .DEFAULT_GOAL := test
 
 demo: .venv/.installed-run
@@ -29,6 +30,15 @@ bench: .venv/.installed-dev
 	$(BIN)/python benchmarks/against_transformers.py
 	$(BIN)/python benchmarks/speculation.py
 	$(BIN)/python benchmarks/load_memory.py /tmp/tiefsee-bench/v2-lite-9-layers
+	$(BIN)/python benchmarks/serve_process.py
+	$(BIN)/python benchmarks/serve_http.py
+
+# The door for half an hour under a crowd, and 10,000 bodies of any kind.
+soak: .venv/.installed-dev
+	TIEFSEE_SOAK_S=1800 $(BIN)/python -m pytest -q -s tests/serve/test_soak.py
+
+fuzz: .venv/.installed-dev
+	TIEFSEE_FUZZ_EXAMPLES=10000 $(BIN)/python -m pytest -q -s --timeout 3600 tests/serve/test_fuzz.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

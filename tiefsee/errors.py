@@ -6,11 +6,17 @@
     ├── ModelNotFound (FileNotFoundError)   no such folder, file, preset or hub id
     ├── CheckpointError                 tensors missing, left over, mis-shaped, truncated
     ├── DeviceError (RuntimeError)      a device that is absent or cannot do it
-    │   └── OutOfMemory (MemoryError)   by how much, and what would fit
+    │   ├── OutOfMemory (MemoryError)   by how much, and what would fit
+    │   └── EngineDied                  the engine process is gone, and what it was doing with it
+    ├── WireError                       bytes between front and engine process that mean nothing
     └── RequestError (ValueError)       one request cannot be served; carries an HTTP status
         ├── PromptTooLong
         ├── InvalidSampling
-        └── InvalidToken
+        ├── InvalidToken
+        ├── DeadlineExceeded (TimeoutError)   not done in the time that the request gave
+        └── Unavailable                 starting, restarting, draining or failed; may say when to retry
+            └── Overloaded              the queue is full
+                └── RateLimited         this client has had its share of this minute
 
 Each message says what was found, what was needed and what to try. User-facing errors also inherit
 the builtin that a caller expects. `assert` is for what only tiefsee itself can break.
@@ -47,6 +53,16 @@ class OutOfMemory(DeviceError, MemoryError):
     """The plan needs more memory than there is; the message says by how much and what would fit."""
 
 
+class EngineDied(DeviceError):
+    """The engine process ended with requests in flight; they are lost, and may be sent again."""
+
+    http_status = 503
+
+
+class WireError(TiefseeError):
+    """A frame between the front and the engine process that is too long or cannot be decoded."""
+
+
 class RequestError(TiefseeError, ValueError):
     """One request cannot be served; others are not affected."""
 
@@ -63,3 +79,32 @@ class InvalidSampling(RequestError):
 
 class InvalidToken(RequestError):
     """A token id outside the vocabulary."""
+
+
+class DeadlineExceeded(RequestError, TimeoutError):
+    """The request was not done by its deadline; what ran of it was cancelled."""
+
+    http_status = 504
+
+
+class Unavailable(RequestError):
+    """The engine takes no requests now: it starts, restarts, drains, is closed or has failed for good.
+
+    `retry_after_s` is when to try again, None where nobody knows.
+    """
+
+    http_status = 503
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Overloaded(Unavailable):
+    """As much waits as may wait."""
+
+    http_status = 429
+
+
+class RateLimited(Overloaded):
+    """The client has used up its requests or tokens of this minute."""

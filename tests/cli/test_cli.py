@@ -27,7 +27,8 @@ def tiefsee(*arguments: str, **options) -> subprocess.CompletedProcess:
 def one_line_error(done: subprocess.CompletedProcess) -> str:
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
-    assert done.stderr.count("\n") == 1
+    lines = [line for line in done.stderr.splitlines() if "CPU kernels" not in line]  # a machine without a compiler
+    assert len(lines) == 1
     assert done.stderr.startswith("tiefsee: ")
     return done.stderr
 

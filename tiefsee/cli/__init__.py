@@ -1,4 +1,4 @@
-"""`tiefsee run, chat, inspect, train`: arguments in, one exit status out.
+"""`tiefsee run, chat, serve, inspect, train`: arguments in, one exit status out.
 
 Each command lives in a file of its own and is imported when it is called, so that `inspect` never
 imports torch. An error of ours is one line on stderr and status 1; Ctrl-C is status 130.
@@ -39,13 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="tiefsee", description="DeepSeek models on unlike accelerators: run, chat, inspect, train."
+        prog="tiefsee", description="DeepSeek models on unlike accelerators: run, chat, serve, inspect, train."
     )
     parser.add_argument("--version", action="version", version=f"tiefsee {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     _add_run(commands.add_parser("run", help="continue one prompt, streaming"))
     _add_chat(commands.add_parser("chat", help="hold a conversation in the terminal"))
     _add_inspect(commands.add_parser("inspect", help="what a model is, and what fits here (no torch needed)"))
+    _add_serve(commands.add_parser("serve", help="serve a model over HTTP (OpenAI, Anthropic)"))
     _add_train(commands.add_parser("train", help="prepare data, pretrain"))
     return parser
 
@@ -75,6 +76,13 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="folder, config.json, hub id or preset (v3, v4-flash, ..)")
     parser.add_argument("--json", action="store_true", help="machine-readable")
     parser.set_defaults(handler=_later("inspect"))
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    from tiefsee.cli.serve import add_options
+
+    add_options(parser)
+    parser.set_defaults(handler=_later("serve"))
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
