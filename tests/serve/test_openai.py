@@ -67,6 +67,31 @@ def test_logprobs_of_a_completion(client, llm):
     assert all(max(t.values()) == pytest.approx(p) for t, p in both)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_log_probabilities_of_a_prompt(client, llm, stream):
+    """What evaluation harnesses ask for: echo, logprobs, and no token or one."""
+    prompt = "The sea was dark and"
+    for max_tokens in (0, 2):
+        made = client.completions.create(
+            model=MODEL, prompt=prompt, temperature=0, max_tokens=max_tokens, echo=True, logprobs=2, stream=stream
+        )
+        chunks = [chunk.choices[0] for chunk in made if chunk.choices] if stream else [made.choices[0]]
+        text = "".join(chunk.text for chunk in chunks)
+        tokens, logprobs, offsets, tops = (
+            [item for chunk in chunks for item in getattr(chunk.logprobs, name)]
+            for name in ("tokens", "token_logprobs", "text_offset", "top_logprobs")
+        )
+        answer = llm.generate(prompt, Sampling(temperature=0, max_tokens=2, prompt_logprobs=2, logprobs=2))
+        expected = [*answer.prompt_logprobs, *answer.logprobs[:max_tokens]]
+        assert len(tokens) == len(logprobs) == len(tops) == len(expected)
+        assert logprobs[0] is None
+        assert tops[0] is None
+        assert logprobs[1:] == pytest.approx([item.logprob for item in expected[1:]], abs=1e-4)
+        assert text.startswith(prompt) if max_tokens else text == prompt
+        for token, offset in zip(tokens, offsets, strict=True):
+            assert text[offset:].startswith(token) or token.startswith("<｜")
+
+
 def test_echo(client):
     found = client.completions.create(model=MODEL, prompt="The sea", temperature=0, max_tokens=3, echo=True)
     assert found.choices[0].text.startswith("The sea")

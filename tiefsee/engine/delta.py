@@ -24,7 +24,8 @@ class Delta:
 
     `special_ranges` are the (start, end) of `text` that the model wrote as single control tokens; `stop` is
     the stop string that ended the answer; `error` says what went wrong where the finish reason is "error"
-    (other answers go on).
+    (other answers go on). `prompt_logprobs`, one per prompt token and None for the first, come once, with
+    the first delta of the first answer, where they were asked for.
     """
 
     token_ids: tuple[int, ...]
@@ -34,3 +35,4 @@ class Delta:
     special_ranges: tuple[tuple[int, int], ...] = ()
     stop: str | None = None
     error: str | None = None
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()

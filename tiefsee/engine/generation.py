@@ -75,7 +75,6 @@ class Generation:
     siblings: list[Generation] = field(default_factory=list)
     prompt_rows: list[Tensor] | None = None
     matcher: Matcher | None = None
-    prompt_logprobs: list[TokenLogprobs | None] | None = None
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     logprobs: list[TokenLogprobs] = field(default_factory=list)
@@ -89,6 +88,7 @@ class Generation:
             self._detokeniser = Detokeniser(self.tokenizer, s.stop, include_stop=s.include_stop)
         self._ending = frozenset((*s.stop_token_ids, *(() if s.ignore_eos else self.eos_ids)))
         self._prompt = self.request.tokens[: self.request.num_prompt_tokens]
+        self._prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
         self._told_tokens = self._told_text = self._told_ranges = 0
 
     def allowed(self, drafts: Sequence[int] = ()) -> Bits | None:
@@ -152,7 +152,15 @@ class Generation:
         self._told_tokens, self._told_text = len(self.token_ids), len(self.text)
         if new or text or self.finish_reason:
             stop = self._detokeniser.stopped_by if self.finish_reason and self._detokeniser is not None else None
-            self.on_delta(Delta(new, text, logprobs, self.finish_reason, ranges, stop, self.error))
+            before = self.prompt_logprobs() if len(new) == len(self.token_ids) else ()
+            self.on_delta(Delta(new, text, logprobs, self.finish_reason, ranges, stop, self.error, before))
+
+    def prompt_logprobs(self) -> tuple[TokenLogprobs | None, ...]:
+        """One per prompt token, None for the first; empty where they were not asked for."""
+        if self.prompt_rows is not None and self.sampling.prompt_logprobs is not None and not self._prompt_logprobs:
+            found = prompt_token_logprobs(self.prompt_rows, self._prompt, self.sampling.prompt_logprobs)
+            self._prompt_logprobs = tuple(found)
+        return self._prompt_logprobs
 
     def _new_ranges(self) -> tuple[tuple[int, int], ...]:
         """Where the new text holds control tokens; one that a stop string cut off is none."""

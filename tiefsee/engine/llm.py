@@ -12,7 +12,7 @@ from torch import Tensor
 from tiefsee.engine.build import build_core
 from tiefsee.engine.config import EngineConfig
 from tiefsee.engine.core import EngineCore
-from tiefsee.engine.generation import Answer, Generation, prompt_token_logprobs
+from tiefsee.engine.generation import Answer, Generation
 from tiefsee.engine.sampling import Sampling
 from tiefsee.errors import ConfigError
 
@@ -106,9 +106,7 @@ def answer_of(group: Sequence[Generation]) -> Answer:
     first = group[0]
     request = first.request
     prompt = tuple(request.tokens[: request.num_prompt_tokens])
-    logprobs = None
-    if first.sampling.prompt_logprobs is not None and first.prompt_rows is not None:
-        logprobs = tuple(prompt_token_logprobs(first.prompt_rows, prompt, first.sampling.prompt_logprobs))
+    logprobs = first.prompt_logprobs() if first.sampling.prompt_logprobs is not None else None
     return Answer(prompt, tuple(g.completion() for g in group), request.num_cached_tokens, logprobs)
 
 

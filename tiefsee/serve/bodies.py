@@ -78,7 +78,7 @@ class CompletionBody(SamplingFields, kw_only=True):
     prompt: str | list[Any]
     suffix: str | None = None
     echo: bool = False
-    max_tokens: Annotated[int, Meta(ge=1)] | None = 16
+    max_tokens: Annotated[int, Meta(ge=0)] | None = 16
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     best_of: int | None = None
 

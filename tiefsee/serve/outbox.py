@@ -66,6 +66,7 @@ class Outbox:
 
     def piece(self, piece: Piece) -> None:
         self._weight += len(piece.token_ids) + sum(10 * (1 + len(p.top)) for p in piece.logprobs or ())
+        self._weight += sum(10 * (1 + len(p.top)) for p in piece.prompt_logprobs or () if p is not None)
         self._pieces.add(piece)
         self._is_empty = False
 

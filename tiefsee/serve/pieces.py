@@ -43,6 +43,7 @@ class Pieces:
         if piece.logprobs:
             held.logprobs = held.logprobs or []
             held.logprobs += piece.logprobs
+        held.prompt_logprobs = held.prompt_logprobs or piece.prompt_logprobs
         held.finish_reason = held.finish_reason or piece.finish_reason
         held.stop, held.error = held.stop or piece.stop, held.error or piece.error
 

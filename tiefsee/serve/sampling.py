@@ -14,7 +14,12 @@ OPENAI_MAX_STOPS = 16
 
 
 def sampling_of(
-    body: SamplingFields, *, max_tokens: int | None, logprobs: int | None, constraint: Constraint | None
+    body: SamplingFields,
+    *,
+    max_tokens: int | None,
+    logprobs: int | None,
+    constraint: Constraint | None,
+    prompt_logprobs: int | None = None,
 ) -> Sampling:
     """The engine's Sampling; raises InvalidSampling for values that do not fit together."""
     return Sampling(
@@ -35,6 +40,7 @@ def sampling_of(
         include_stop=body.include_stop_str_in_output,
         ignore_eos=body.ignore_eos,
         logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
         constraint=constraint,
     )
 

@@ -112,8 +112,9 @@ class Stream:
         logprobs = tuple(piece.logprobs) if piece.logprobs else ()
         ranges = tuple(piece.special_ranges) if piece.special_ranges else ()
         delta = Delta(
-            tuple(piece.token_ids), piece.text, logprobs, piece.finish_reason, ranges, piece.stop, piece.error
-        )
+            tuple(piece.token_ids), piece.text, logprobs, piece.finish_reason, ranges, piece.stop, piece.error,
+            tuple(piece.prompt_logprobs or ()),
+        )  # fmt: skip
         return piece.index, delta
 
     async def aclose(self) -> None:

@@ -95,6 +95,7 @@ class Piece(msgspec.Struct, array_like=True, gc=False):
     special_ranges: list[tuple[int, int]] | None = None
     stop: str | None = None
     error: str | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
 
 
 class Started(msgspec.Struct, array_like=True, gc=False):

@@ -151,7 +151,7 @@ class Worker:
         ranges = list(delta.special_ranges) or None
         self._outbox.piece(Piece(
             number, index, list(delta.token_ids), delta.text, delta.finish_reason, logprobs, ranges, delta.stop,
-            delta.error,
+            delta.error, list(delta.prompt_logprobs) or None,
         ))  # fmt: skip
         if delta.finish_reason is not None:
             group.num_open -= 1
