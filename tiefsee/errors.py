@@ -7,6 +7,7 @@
     ├── CheckpointError                 tensors missing, left over, mis-shaped, truncated
     ├── DeviceError (RuntimeError)      a device that is absent or cannot do it
     │   ├── OutOfMemory (MemoryError)   by how much, and what would fit
+    │   ├── NoToken                     logits that no token can be drawn from
     │   └── EngineDied                  the engine process is gone, and what it was doing with it
     ├── WireError                       bytes between front and engine process that mean nothing
     └── RequestError (ValueError)       one request cannot be served; carries an HTTP status
@@ -51,6 +52,10 @@ class DeviceError(TiefseeError, RuntimeError):
 
 class OutOfMemory(DeviceError, MemoryError):
     """The plan needs more memory than there is; the message says by how much and what would fit."""
+
+
+class NoToken(DeviceError):
+    """The logits of one answer are not finite, or everything is forbidden: it ends, others go on."""
 
 
 class EngineDied(DeviceError):

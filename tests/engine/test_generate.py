@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from tests.tiny import fresh_logits, prompt, relative_error, tiny_llm, tiny_network
 from tiefsee import Sampling
@@ -138,3 +139,27 @@ def test_all_blocks_come_back(llm):
     llm.generate([prompt(n) for n in (3, 300, 513)], Sampling(temperature=1.0, max_tokens=20, n=2))
     pool = llm.core.scheduler.blocks
     assert pool.num_free == pool.num_blocks
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_logits_that_are_not_finite_end_one_answer_only(network, monkeypatch, temperature):
+    llm = tiny_llm(network)
+    run = llm.core.runner.run
+
+    def spoiled(batch):
+        result = run(batch)
+        for entry, logits in zip(batch.entries, result.logits, strict=True):
+            if entry.request.tokens[0] == 7 and entry.start > 0:
+                with torch.inference_mode():
+                    logits.fill_(torch.nan)
+        return result
+
+    monkeypatch.setattr(llm.core.runner, "run", spoiled)
+    sampling = Sampling(max_tokens=5, temperature=temperature, ignore_eos=True)
+    bad, good = llm.generate([[7, 3, 4], [8, 3, 4]], sampling)
+    assert bad.finish_reason == "error"
+    assert "no token can be drawn" in bad.completions[0].error
+    assert len(bad.token_ids) == 1
+    assert good.finish_reason == "length"
+    assert len(good.token_ids) == 5
+    assert llm.core.scheduler.statistics().num_used_blocks == 0

@@ -6,9 +6,12 @@ from collections import Counter
 
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from tiefsee.engine.sample import _mix, _mix_tensor, _signed, adjust, draw, gumbel, truncate
 from tiefsee.engine.sampling import Sampling
+from tiefsee.errors import NoToken
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, -2.0])
 
@@ -63,3 +66,36 @@ def test_penalties_and_bias():
 def test_grammar_mask():
     allowed = torch.tensor([False, False, True, True, False])
     assert draw(LOGITS, Sampling(temperature=0), 0, 0, [], [], allowed_W=allowed) == 2
+
+
+EXTREMES = st.builds(
+    Sampling,
+    temperature=st.one_of(st.sampled_from([0.0, 5e-324, 1e-300, 1e-9, 1.0, 100.0]), st.floats(0, 100)),
+    top_k=st.integers(0, 9),
+    top_p=st.one_of(st.sampled_from([5e-324, 1e-30, 1.0]), st.floats(0, 1, exclude_min=True)),
+    min_p=st.floats(0, 1),
+    presence_penalty=st.floats(-2, 2),
+    frequency_penalty=st.floats(-2, 2),
+    repetition_penalty=st.one_of(st.sampled_from([5e-324, 1e-300, 100.0]), st.floats(0, 100, exclude_min=True)),
+    logit_bias=st.dictionaries(st.integers(0, 4), st.floats(allow_nan=False, allow_infinity=False), max_size=5),
+)
+
+
+@given(sampling=EXTREMES, logits=st.lists(st.floats(-1e4, 1e4, width=32), min_size=5, max_size=5), seed=st.integers())
+@example(sampling=Sampling(temperature=1e-300, top_p=0.5), logits=[2.0, 1.0, 0.0, 0.0, 0.0], seed=0)
+@example(sampling=Sampling(temperature=1, repetition_penalty=1e-300, min_p=0.1), logits=[2.0] * 5, seed=0)
+def test_whatever_the_values_a_token_is_drawn(sampling, logits, seed):
+    """Every Sampling that can be made draws a token from finite logits; the best one where it is cold."""
+    found = torch.tensor(logits)
+    token = draw(found, sampling, seed, 3, [0, 1], [1, 1, 2])
+    assert 0 <= token < 5
+    if sampling.temperature < 1e-9:
+        adjusted = adjust(found, sampling, [0, 1], [1, 1, 2])
+        assert adjusted[token] == adjusted.max()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("logits", [[1.0, torch.nan], [torch.inf, 0.0], [-torch.inf, -torch.inf]])
+def test_no_token_from_what_is_not_finite(temperature, logits):
+    with pytest.raises(NoToken, match="no token can be drawn"):
+        draw(torch.tensor(logits), Sampling(temperature=temperature), 0, 0, [], [])

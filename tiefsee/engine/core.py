@@ -27,7 +27,7 @@ from tiefsee.engine.guide import Guide, Matcher
 from tiefsee.engine.runner import Runner, StepResult
 from tiefsee.engine.sampling import Sampling
 from tiefsee.engine.speculate import Committed, Drafter, DraftLength
-from tiefsee.errors import InvalidToken, PromptTooLong, RequestError
+from tiefsee.errors import InvalidToken, NoToken, PromptTooLong, RequestError
 from tiefsee.model import Network
 from tiefsee.schedule import Accepted, Batch, Entry, Request, Scheduler, SchedulerConfig
 from tiefsee.spec.model import ModelSpec
@@ -215,8 +215,7 @@ class EngineCore:
         position = entry.start + len(entry.tokens) - entry.num_drafts
         tokens: list[int] = []
         for row_W, draft in itertools.zip_longest(rows, drafts):
-            tokens.append(generation.choose(row_W, position + len(tokens)))
-            generation.add(tokens[-1], row_W)
+            tokens.append(_draw(generation, row_W, position + len(tokens)))
             if generation.finish_reason is not None or tokens[-1] != draft:
                 break
         self.counters.drafted_tokens += entry.num_drafts
@@ -231,8 +230,7 @@ class EngineCore:
                 continue
             siblings, parent.siblings = parent.siblings, []
             for child in siblings:
-                child.request.tokens.append(child.choose(logits[-1], entry.request.num_prompt_tokens))
-                child.add(child.request.tokens[-1], logits[-1])
+                child.request.tokens.append(_draw(child, logits[-1], entry.request.num_prompt_tokens))
                 if child.finish_reason is None:
                     self._generations[child.request.request_id] = child
                     self.scheduler.fork(entry.request, child.request)
@@ -292,3 +290,14 @@ def scheduler_config(config: EngineConfig, plan: CachePlan, max_context: int) ->
         snapshot_every=config.snapshot_every,
         enable_prefix_cache=config.enable_prefix_cache,
     )
+
+
+def _draw(generation: Generation, row_W: Tensor, position: int) -> int:
+    """Draw a token and add it to the answer. Where none can be drawn this answer fails, and no other."""
+    try:
+        token = generation.choose(row_W, position)
+    except NoToken as error:
+        generation.fail(str(error))
+        return 0
+    generation.add(token, row_W)
+    return token

@@ -106,6 +106,7 @@ class Generation:
         """The token of a position behind `drafts` from its logits [W], among those that the constraint allows.
 
         Behind drafts that break it anything may be drawn: they will be refused, and with them what follows.
+        Raises NoToken.
         """
         bits = self.allowed(drafts)
         allowed_W = None if bits is None else unpacked([bits], len(row_W), row_W.device)[0]

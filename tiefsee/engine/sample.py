@@ -16,8 +16,13 @@ from torch import Tensor
 
 from tiefsee.engine.delta import TokenLogprobs
 from tiefsee.engine.sampling import Sampling
+from tiefsee.errors import NoToken
 
 _MASK = (1 << 64) - 1
+# Biases and penalties move a logit at most so far: no sum of a few such is infinite in float32.
+_FAR = 1e30
+# Below it a temperature chooses as 0 does: neighbours in float32 are then more than 90 nats apart.
+_COLDEST = 1e-8
 
 
 def draw(
@@ -27,7 +32,7 @@ def draw(
     """The token for `position`, from float32 logits [W].
 
     `ending` are tokens that would end the text (banned until min_tokens are out); `allowed_W` is a
-    grammar's mask.
+    grammar's mask. Raises NoToken if no logit is finite.
     """
     logits_W = adjust(logits_W, sampling, prompt, generated)
     if len(generated) < sampling.min_tokens and ending:
@@ -35,9 +40,14 @@ def draw(
     if allowed_W is not None:
         logits_W = logits_W.masked_fill(~allowed_W, -torch.inf)
     assert sampling.temperature is not None, "open fields are filled by with_defaults"
+    best = int(logits_W.argmax())
+    if not logits_W[best].isfinite():
+        raise NoToken(f"the best logit at position {position} is {float(logits_W[best])}: no token can be drawn")
     if sampling.temperature == 0:
-        return int(logits_W.argmax())
-    candidates, scaled = truncate(logits_W / sampling.temperature, sampling)
+        return best
+    # Less the best one, so that the coldest temperature makes no infinity.
+    scaled_W = (logits_W - logits_W[best]) / max(sampling.temperature, _COLDEST)
+    candidates, scaled = truncate(scaled_W, sampling)
     return int(candidates[(scaled.double() + gumbel(seed, position, candidates)).argmax()])
 
 
@@ -51,8 +61,8 @@ def adjust(logits_W: Tensor, sampling: Sampling, prompt: Sequence[int], generate
     if repetition != 1.0:
         seen = torch.tensor(sorted({*prompt, *generated}), device=logits_W.device)
         values = logits_W[seen]
-        values = torch.where(values > 0, values / repetition, values * repetition)
-        logits_W = logits_W.index_copy(0, seen, values)
+        values = torch.where(values > 0, values / max(repetition, 1 / _FAR), values * repetition)
+        logits_W = logits_W.index_copy(0, seen, values.clamp(-_FAR, _FAR))
     if generated and (sampling.presence_penalty or sampling.frequency_penalty):
         counts = Counter(generated)
         ids = torch.tensor(list(counts), device=logits_W.device)
@@ -62,7 +72,7 @@ def adjust(logits_W: Tensor, sampling: Sampling, prompt: Sequence[int], generate
     if sampling.logit_bias:
         ids = torch.tensor(list(sampling.logit_bias), device=logits_W.device)
         bias = torch.tensor(list(sampling.logit_bias.values()), device=logits_W.device, dtype=logits_W.dtype)
-        logits_W = logits_W.index_add(0, ids, bias)
+        logits_W = logits_W.index_add(0, ids, bias.clamp(-_FAR, _FAR))
     return logits_W
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from tiefsee.engine.cache import PagedView
 from tiefsee.engine.generation import Generation
 from tiefsee.engine.runner import Runner, StepResult, ring_of
+from tiefsee.errors import NoToken
 from tiefsee.ops.view import Segment
 from tiefsee.schedule.batch import Entry
 
@@ -164,7 +165,10 @@ class _Span:
         if self.committed.generation.sampling.is_plain_greedy:
             token = int(row_W.argmax())
         else:
-            token = self.committed.generation.choose(row_W, self.committed.end + depth, request.drafts)
+            try:
+                token = self.committed.generation.choose(row_W, self.committed.end + depth, request.drafts)
+            except NoToken:  # a bad draft costs nothing: it will be refused
+                token = 0
         request.drafts.append(token)
 
 
