@@ -34,7 +34,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=12,
 )
-NUMBER = st.sampled_from([0, 1, 2, -1, 0.5, 1.5, 1e308, 2**63, -(2**63) - 1, None, "1", True, [], {}])
+NUMBER = st.sampled_from([0, 1, 2, -1, 0.5, 1.5, 1e308, 1e-300, 2**63, -(2**63) - 1, None, "1", True, [], {}])
 TEXT = st.sampled_from(["", "x", "The sea", "\ud83d\ude00", "<｜User｜>", "</think>", "\x00", "a" * 300, "́"])
 PART = st.fixed_dictionaries(
     {}, optional={"type": st.sampled_from(["text", "image_url", "tool_use", "", 3]), "text": TEXT | JSON}

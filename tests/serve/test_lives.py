@@ -151,6 +151,22 @@ def test_sigterm_lets_answers_finish():
         process.kill()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_it_loads_is_no_error(number):
+    process = start("--max-context", "1024")
+    try:
+        for line in process.stderr:
+            if "is open" in line:
+                break
+        engines = children(process.pid)
+        process.send_signal(number)
+        assert process.wait(20) in (0, 130)
+        assert "Traceback" not in process.stderr.read()
+        assert not any(os.path.exists(f"/proc/{pid}") for pid in engines)
+    finally:
+        process.kill()
+
+
 def refused(url):
     """Whether a new request is turned away: 503, or no door any more."""
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from tiefsee.errors import ConfigError, ModelNotFound, TiefseeError
 from tiefsee.files import find_model
@@ -29,9 +29,12 @@ async def serve(options: ServeOptions, engine: EngineOptions, say: Callable[[str
     serving = asyncio.create_task(door.serve())
     starting = asyncio.create_task(client.start())
     try:
-        await _first(serving, door.started())
-        say(f"tiefsee: loading {engine.model}; http://{options.host}:{door.port} is open")
-        await _first(serving, starting)
+        if not await _before(serving, door.started()):
+            return
+        scheme = "http" if options.tls_certificate is None else "https"
+        say(f"tiefsee: loading {engine.model}; {scheme}://{options.host}:{door.port} is open")
+        if not await _before(serving, starting):
+            return  # a signal came while it was loading
         assert client.info is not None
         say(f"tiefsee: ready: {client.info.max_context} tokens of context, {client.info.max_running} requests at once")
         await serving
@@ -43,16 +46,16 @@ async def serve(options: ServeOptions, engine: EngineOptions, say: Callable[[str
             await serving
 
 
-async def _first(serving: asyncio.Task[None], event) -> None:  # type: ignore[no-untyped-def]
-    """Until the event, or until the door has closed before it."""
+async def _before(serving: asyncio.Task[None], event: Awaitable[None]) -> bool:
+    """Until the event, or until the door has closed before it; whether the event came. Raises what either raised."""
     waiting = asyncio.ensure_future(event)
     await asyncio.wait((serving, waiting), return_when=asyncio.FIRST_COMPLETED)
     if waiting.done():
         waiting.result()
-    elif serving.exception() is None:
-        waiting.cancel()
-    else:
-        serving.result()
+        return True
+    waiting.cancel()
+    serving.result()
+    return False
 
 
 def make_app(options: ServeOptions, engine: EngineOptions, client: EngineClient) -> App:
