@@ -9,6 +9,12 @@ import jsonschema
 import pytest
 
 from tests.engine.schemas import schema_and_value
+from tiefsee import Sampling
+from tiefsee.engine import Constraint
+from tiefsee.serve.choice import Choice, Usage
+from tiefsee.text.answer import join
+from tiefsee.text.bodies import read_chat
+from tiefsee.text.encoding_v4 import V4Format
 
 MODEL = "tiefsee-demo"
 HELLO = [{"role": "user", "content": "Say something."}]
@@ -133,3 +139,36 @@ def test_a_schema_that_cannot_be_enforced(client):
     with pytest.raises(openai.BadRequestError):
         ask(client, response_format=schema_format({"type": "strin"}), extra_body=QUIET)
     assert ask(client, max_tokens=2).usage.completion_tokens == 2
+
+
+def test_arguments_of_200_tools_are_valid(llm):
+    """A hot sampler, a tool of a random schema each: what ends is a call that fits, and at least 95 % end.
+
+    The prompt is short (it does not matter for the form), so the engine is asked directly; the answers go through
+    the parser that the door uses.
+    """
+    form = V4Format()
+    tokenizer = llm.core.tokenizer
+    choices, asked = [], []
+    for seed in range(200):
+        body = {"messages": HELLO, "tools": [tool("note", seed)], "tool_choice": "required", **QUIET}
+        conversation = read_chat({**body, "parallel_tool_calls": False})
+        prompt = form.render(conversation.messages, thinking=False, tools=conversation.tools, effort=None)
+        constraint = Constraint("grammar", form.grammar(conversation, prompt, tokenizer))
+        asked.append(Sampling(temperature=1.5, max_tokens=500, seed=seed, constraint=constraint))
+        choices.append((Choice(0, Usage(0), form.parser(prompt, tokenizer=tokenizer)), []))
+    for (choice, pieces), sampling in zip(choices, asked, strict=True):
+
+        def note(_, delta, choice=choice, pieces=pieces):
+            pieces += choice.feed(delta)
+
+        llm.core.add(tokenizer.encode("Note this:"), sampling, note)
+    while llm.core.has_work():
+        llm.core.step()
+    ended = [(seed, pieces) for seed, (choice, pieces) in enumerate(choices) if choice.ending == "tool_calls"]
+    assert {choice.ending for choice, _ in choices} <= {"tool_calls", "length"}
+    for seed, pieces in ended:
+        (call,) = join(pieces).calls
+        jsonschema.validate(json.loads(call.arguments), schema_and_value(seed)[0])
+    print(f"{len(ended)} of 200 calls ended, all valid")
+    assert len(ended) >= 190
