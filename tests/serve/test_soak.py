@@ -162,9 +162,12 @@ def test_a_crowd_leaves_nothing_behind():
         for thread in threads:
             thread.start()
         time.sleep(max(5, SECONDS / 10))
-        before = memory(*pids)
-        time.sleep(SECONDS)
+        before, series = memory(*pids), []
+        for _ in range(10):
+            time.sleep(SECONDS / 10)
+            series.append(tuple(round(memory(pid) / 1e6) for pid in pids))
         after = memory(*pids)
+        print(f"MB of front and engine, ten times: {series}")
         crowd.stop.set()
         for thread in threads:
             thread.join(120)

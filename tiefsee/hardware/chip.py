@@ -50,7 +50,7 @@ class Link:
     num_chips: int | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Chip:
     """One schedulable accelerator, as `per` says: a die, a package of dies, or a card.
 
