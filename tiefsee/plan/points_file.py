@@ -194,12 +194,12 @@ def _check_layout(layout: Mapping[str, int], num_chips: int, num_workers: int, c
         dies = find_chip(chip).dies
         hint = f"; if its ranks are dies, name the die: {chip}-die" if dies > 1 and chip.startswith("ascend") else ""
         raise ConfigError(
-            f"{where}: tp x dp x cp x pp x num_workers is {stage * size['pp'] * num_workers}, num_chips is {num_chips}"
+            f"{where}: tp x dp x cp x pp x num_workers is {stage * sizes['pp'] * num_workers}, num_chips is {num_chips}"
             f"{hint}"
         )
     if stage % (sizes["ep"] * sizes["moe_tp"]):
         raise ConfigError(
-            f"{where}: ep x moe_tp = {size['ep'] * size['moe_tp']} does not divide tp x dp x cp = {stage}"
+            f"{where}: ep x moe_tp = {sizes['ep'] * sizes['moe_tp']} does not divide tp x dp x cp = {stage}"
         )
 
 
