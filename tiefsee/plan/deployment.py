@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from tiefsee.errors import ConfigError
 from tiefsee.hardware import Chip, chip_names, find_chip
@@ -12,7 +13,7 @@ from tiefsee.plan.formats import formats_of
 from tiefsee.plan.neighbours import Situation
 from tiefsee.plan.serving import Load, Served, Worker, serve_aggregated, serve_disaggregated
 from tiefsee.spec import ModelSpec, cache_streams
-from tiefsee.streams import DTYPE_BYTES
+from tiefsee.streams import DTYPE_BYTES, Stream
 
 LAYOUT_KEYS = ("tp", "dp", "ep", "pp", "moe_tp")
 # Engines that run collectives of one half of a batch beside the operators of the other, as they publish.
@@ -69,7 +70,7 @@ def cache_bytes(spec: ModelSpec, tokens: float, number_format: str) -> float:
     """Bytes of the streams of one request of so many tokens: 70,272 a token for V3 in BF16."""
     dtype = {"bf16": "bfloat16", "fp8": "float8_e4m3", "int8": "int8"}.get(number_format, "bfloat16")
     assert dtype in DTYPE_BYTES
-    streams = cache_streams(spec, speculate=False)
+    streams = _streams(spec)
     return sum(s.bytes_per_token(dtype) * tokens + s.ring_bytes(0, dtype) for s in streams)
 
 
@@ -105,3 +106,8 @@ def as_ranks(chip: Chip, num_chips: int) -> tuple[Chip, int]:
     if die in chip_names():
         return find_chip(die), num_chips * chip.dies
     return chip, num_chips
+
+
+@lru_cache(maxsize=64)
+def _streams(spec: ModelSpec) -> tuple[Stream, ...]:
+    return tuple(cache_streams(spec, speculate=False))

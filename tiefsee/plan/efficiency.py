@@ -24,7 +24,8 @@ class Efficiency:
     launch_s       between two dependent operators of one step: launch, tail, the gap of a graph
     step_s         once per step: scheduling, sampling, the host
     near_s, far_s  once per collective inside a node or supernode, and across nodes
-    prefill        the arithmetic's efficiency in prefill steps, of large products, over that in decode steps
+    half_rows      products of so many rows reach half of what large ones do
+    prefill        the arithmetic's efficiency in prefill steps over that in decode steps of as many rows
     eager          launches of a prefill step against those of a captured decode step
     overlapped     how much longer operators take while a collective runs beside them (two-batch overlap)
     interleave     how much longer a prefill between decode steps takes than alone (aggregated serving)
@@ -37,8 +38,8 @@ class Efficiency:
                    that one waits for in the mean, beyond the queue of arrivals at random
     """
 
-    matmul: float = 0.5
-    experts: float = 0.5
+    matmul: float = 0.65
+    experts: float = 0.6
     attention: float = 0.6
     matmul_memory: float = 0.6
     experts_memory: float = 0.8
@@ -50,7 +51,8 @@ class Efficiency:
     far: float = 0.6
     near_s: float = 1e-5
     far_s: float = 3e-5
-    prefill: float = 1.2
+    half_rows: float = 150.0
+    prefill: float = 1.0
     eager: float = 2.5
     overlapped: float = 1.15
     interleave: float = 1.0

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 SCALE = {"tpot": 0.10, "ttft": 0.25, "prefill": 0.12}
 # Deviations of the prior, of logarithms: of the base around `Efficiency()`, of a factor around 1.
 BASE_SPREAD, FACTOR_SPREAD, TREND_SPREAD, ACCEPTED_SPREAD = 0.5, 0.25, 0.5, 0.3
-SURE = {"overlapped": 0.1, "interleave": 0.3}  # bases that are known better
+SURE = {
+    "matmul": 0.2, "experts": 0.2, "attention": 0.15, "experts_memory": 0.1, "vector_memory": 0.2, "far": 0.25,
+    "prefill": 0.15, "overlapped": 0.07, "interleave": 0.3, "skew": 0.25,
+}  # fmt: skip  # bases that are known better
 STACK_FIELDS = (
     "launch_s", "step_s", "near", "near_s", "far", "prefill", "eager", "interleave", "request_s", "front_s", "burst",
     "experts_memory", "matmul_memory",
@@ -34,7 +37,7 @@ VENDOR_FIELDS = (
     "matmul", "experts", "attention", "matmul_memory", "experts_memory", "attention_memory", "launch_s", "near",
     "near_s", "prefill",
 )  # fmt: skip
-ACCEPTED = {1: 0.75, 3: 1.4}
+ACCEPTED = {1: 0.75, 2: 1.15, 3: 1.45}
 UNSAID_PENALTY = 0.12  # a run is taken to have drafted only if that explains it better by this much
 REFERENCE = "2026-02-01"
 
@@ -122,11 +125,11 @@ def answers(samples: Sequence[Sample], drafts: Sequence[int], calibration: Calib
 
 
 def accepted_of(sample: Sample, drafts: int, calibration: Calibration) -> float:
-    return sample.accepted if sample.drafts is not None else calibration.accepted.get(drafts, 0.0)
+    return sample.accepted if sample.accepted is not None else calibration.accepted.get(drafts, 0.0)
 
 
 def infer_drafts(samples: Sequence[Sample], calibration: Calibration) -> tuple[int, ...]:
-    """How many drafts each run made: as said, or whichever of none, 1 and 3 explains its TPOT best."""
+    """How many drafts each run made: as said, or whichever of none, 1, 2 and 3 explains its TPOT best."""
     unsaid = [i for i, sample in enumerate(samples) if sample.drafts is None]
     asked = [samples[i] for i in unsaid]
     misses = {
@@ -145,9 +148,10 @@ def _said(samples: Sequence[Sample]) -> tuple[int, ...]:
 
 
 def _weights(samples: Sequence[Sample]) -> list[float]:
-    """A campaign of many runs says less per run: all of it counts as the square root of their number."""
+    """A campaign of many runs says less per run: all of it counts as the square root of their number. What is guessed
+    of a run counts against it."""
     sizes = Counter(sample.campaign for sample in samples)
-    return [math.sqrt(4 / max(4, sizes[sample.campaign])) for sample in samples]
+    return [math.sqrt(4 / max(4, sizes[s.campaign])) / (1 + s.num_assumed) for s in samples]
 
 
 def _logarithms(parameters: Sequence[Parameter], start: Calibration) -> list[float]:
@@ -228,7 +232,7 @@ def _touched(parameter: Parameter, samples: Sequence[Sample], drafts: Sequence[i
     if scope == "base":
         return list(range(len(samples)))
     if scope == "accepted":
-        belongs = lambda i: samples[i].drafts is None and drafts[i] == int(parameter.name)  # noqa: E731
+        belongs = lambda i: samples[i].accepted is None and drafts[i] == int(parameter.name)  # noqa: E731
     elif scope == "vendor":
         belongs = lambda i: samples[i].vendor == who  # noqa: E731
     else:

@@ -18,6 +18,8 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from tiefsee.plan.estimate import Grade
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -108,12 +110,12 @@ class Neighbours:
         variance = self.kernel.variance - float(part @ part)
         return float(near @ solved), math.sqrt(max(variance, self.kernel.noise**2))
 
-    def knows(self, situation: Situation) -> bool:
-        """Whether this chip was measured under this stack."""
-        return any(s.chip == situation.chip and s.stack == situation.stack for s in self.situations)
-
-    def has_chip(self, chip: str) -> bool:
-        return any(s.chip == chip for s in self.situations)
+    def grade(self, situation: Situation) -> Grade:
+        """What the evidence is: this chip under this stack (or any, where none is asked for), this chip, or neither."""
+        stacks = {s.stack for s in self.situations if s.chip == situation.chip}
+        if situation.stack in stacks or (stacks and not situation.stack):
+            return "measured"
+        return "fitted" if stacks else "datasheet"
 
     def without(self, leave: Sequence[bool]) -> Neighbours:
         """The same without the runs that are marked."""

