@@ -25,7 +25,10 @@ def identify(runs: Sequence[Run], known: Sequence[Run]) -> list[Run]:
     for run in (*known, *runs):
         if run.source == "dump":
             copies.setdefault(run.measurement, run)
-    asked = [_as_copy(run, copies[run.measurement]) if run.measurement in copies else run for run in runs]
+    asked = [
+        _as_copy(run, copies[run.measurement]) if run.source == "export" and run.measurement in copies else run
+        for run in runs
+    ]
     others = [run for run in known if run.measurement not in copies]
     found = [_candidates(run) for run in (*asked, *others)]
     settled = [_settled(run, ones) for run, ones in zip((*asked, *others), found, strict=True)]
@@ -42,8 +45,8 @@ def _as_copy(run: Run, other: Run) -> Run:
 
 
 def _candidates(run: Run) -> list[Configuration]:
-    """Published configurations that the row may be of; none where it is whole already."""
-    if run.source == "dump" or run.drafts is not None:
+    """Published configurations that the row may be of; none where it is whole already, or of other origin."""
+    if run.source != "export" or run.drafts is not None:
         return []
     found = configurations().get((run.chip, run.stack, run.precision, run.isl, run.osl), ())
     ran = [c for c in found if c.ran(run.concurrency)]

@@ -102,8 +102,8 @@ def _check_type(key: str, value: Any, annotation: str, where: str) -> None:
         "float": (int, float), "int": (int,), "bool": (bool,), "tuple[str, ...]": (list,), "Mapping[str, int]": (dict,),
     }.get(plain, (dict,) if key in _TABLES else (str,))  # fmt: skip
     if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
-        names = {"float": "a number", "int": "a whole number", "bool": "true or false"}
-        raise ConfigError(f"{where}: {key} is {value!r}; needed is {names.get(plain, 'a ' + wanted[0].__name__)}")
+        names = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", list: "a list"}
+        raise ConfigError(f"{where}: {key} is {value!r}; needed is {names.get(wanted[-1], 'a table')}")
 
 
 def _check(point: Point, where: str) -> None:

@@ -1,0 +1,63 @@
+"""`tiefsee check plan`: predicted against measured, with error bars, refusals counted and a baseline beside it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tiefsee.errors import ConfigError
+
+
+def add_options(steps: Any, later: Any) -> None:
+    plan = steps.add_parser(
+        "plan",
+        help="how good the planner's predictions are (no torch needed)",
+        description="Without files: the figures that the package carries, by cross-validation over families. With "
+        "files: theirs, predicted as the package is. The two formats are described in docs/points.md.",
+    )
+    plan.add_argument("--points", type=Path, action="append", default=[], metavar="FILE.toml", help="published figures")
+    plan.add_argument("--measured", type=Path, action="append", default=[], metavar="FILE.csv", help="measured runs")
+    plan.add_argument("--json", action="store_true", help="machine-readable, every row")
+    plan.add_argument("--write", type=Path, metavar="FILE.md", help="write the report as a page")
+    plan.set_defaults(handler=later("check", "run_plan"))
+
+
+def run_plan(options: argparse.Namespace) -> int:
+    from tiefsee.plan.accuracy_report import as_json, as_markdown
+    from tiefsee.plan.check import INTRODUCTION, check_files, check_package
+
+    if options.write is not None and not options.write.resolve().parent.is_dir():
+        raise ConfigError(f"--write is {options.write}; there is no folder {options.write.resolve().parent}")
+    if options.points or options.measured:
+        report = check_files(options.points, options.measured)
+    else:
+        report = check_package(lambda name: print(f"tiefsee: without {name}", file=sys.stderr))
+    if options.write is not None:
+        options.write.write_text(as_markdown(report, INTRODUCTION))
+    if options.json:
+        print(json.dumps(as_json(report), indent=1))
+    else:
+        _print(report)
+    return 0
+
+
+def _print(report: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from tiefsee.plan.accuracy_report import HEADINGS, describe, table
+
+    console = Console()
+    for title, lines in ((report.title, report.lines), ("drafts unknown: the nearer answer", report.open)):
+        if lines:
+            shown = Table(*HEADINGS, title=title, title_justify="left")
+            for row in table(lines):
+                shown.add_row(*row)
+            console.print(shown)
+    for s in report.worst:
+        console.print(f"  {describe(s)}", markup=False, highlight=False)
+    for note in report.notes:
+        console.print(note, markup=False, highlight=False)
