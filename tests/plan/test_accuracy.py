@@ -170,6 +170,18 @@ def test_what_a_run_asks():
     assert cases[2].value == pytest.approx(60 * 0.9 * 1024 / whole_s / 42)
 
 
+def test_figures_of_a_run_are_asked_for_once():
+    calls = []
+
+    def predict(**question):
+        calls.append(question)
+        return Fixed(1.0)
+
+    run = parse_measured(table(EXPORT), "mine.csv")
+    assert len(score(cases_of_runs(run), predict)) == 3
+    assert len(calls) == 1
+
+
 def test_an_unknown_chip_of_a_run_is_a_refusal_not_the_end():
     runs = parse_measured(
         table({**EXPORT, "system": "mi355x", "silicon_data_source": "silicon_concurrency=8"}), "m.csv"

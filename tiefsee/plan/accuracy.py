@@ -73,17 +73,34 @@ class Scored:
 
 
 def score(cases: Iterable[Case], predict: Predictor) -> list[Scored]:
-    """Every case predicted; of one that may have been one of several runs, the nearest answer is kept."""
-    return [min((_answer(case, q, predict) for q in case.questions), key=lambda s: _distance(s)) for case in cases]
+    """Every case predicted; of one that may have been one of several runs, the nearest answer is kept.
+
+    Figures of one run share its question, which is asked once.
+    """
+    asked: dict[int, Answer | TiefseeError] = {}
+    kept = list(cases)  # alive as long as their questions' identities are used
+    for case in kept:
+        for question in case.questions:
+            if id(question) not in asked:
+                asked[id(question)] = _ask(question, predict)
+    return [min((_scored(case, asked[id(q)]) for q in case.questions), key=_distance) for case in kept]
 
 
 def _distance(scored: Scored) -> float:
     return abs(math.log(scored.ratio)) if scored.predicted is not None else math.inf
 
 
-def _answer(case: Case, question: Mapping[str, Any], predict: Predictor) -> Scored:
+def _ask(question: Mapping[str, Any], predict: Predictor) -> Answer | TiefseeError:
     try:
-        answer = predict(**question)
+        return predict(**question)
+    except TiefseeError as error:
+        return error
+
+
+def _scored(case: Case, answer: Answer | TiefseeError) -> Scored:
+    if isinstance(answer, TiefseeError):
+        return Scored(case, None, str(answer))
+    try:
         found = _part(answer, case) if case.part else answer.estimate(case.unit).scaled(case.factor, case.unit)
     except TiefseeError as error:
         return Scored(case, None, str(error))

@@ -165,11 +165,11 @@ def _check_run(point: Point, where: str) -> None:
         for key, role in (("prefill", point.prefill), ("decode", point.decode)):
             _check_layout(role.layout, role.num_chips, role.num_workers, role.chip, f"{where}, {key}")
         needed = ()
-    load = {"prefill": ("isl",), "e2e": ("isl", "osl", "concurrency"), "train": ("sequence", "global_batch_tokens")}
+    load = {"prefill": ("isl",), "e2e": ("isl", "osl"), "train": ("sequence", "global_batch_tokens")}
     needed += load.get(point.kind or "", ())
     lacking = [key for key in needed if not getattr(point, key)]
-    if point.kind == "decode" and not (point.batch or point.concurrency):
-        lacking.append("batch")
+    if point.kind in ("decode", "e2e") and not (point.batch or point.concurrency):
+        lacking.append("batch" if point.kind == "decode" else "concurrency")
     if point.kind == "decode" and point.seen_context is None:
         lacking.append("context")
     if point.quantity == "gpu_hours" and not point.tokens:
