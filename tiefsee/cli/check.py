@@ -51,7 +51,7 @@ def _print(report: Any) -> None:
     from tiefsee.plan.accuracy_report import HEADINGS, describe, table
 
     console = Console()
-    for title, lines in ((report.title, report.lines), ("drafts unknown: the nearer answer", report.open)):
+    for title, lines in ((report.title, report.lines), ("runs that may have drafted, given that they did or not", report.open)):
         if lines:
             shown = Table(*HEADINGS, title=title, title_justify="left")
             for row in table(lines):

@@ -37,8 +37,8 @@ class Case:
 
     @property
     def is_open(self) -> bool:
-        """Whether what ran is not known."""
-        return len(self.questions) > 1
+        """Whether drafts were made is not known, or known from the time alone that is to be predicted."""
+        return len(self.questions) > 1 or "drafts" in self.assumed
 
 
 def cases_of_points(points: Iterable[Point]) -> list[Case]:

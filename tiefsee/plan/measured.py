@@ -106,17 +106,17 @@ def read_measured(path: Path) -> list[Run]:
 
 def parse_measured(data: bytes, where: str) -> list[Run]:
     """Runs with all that can be known of them, with the help of the package's own table."""
-    from tiefsee.plan.identify import identify
+    from tiefsee.plan.resolve import resolve
 
-    return identify(list(rows_of(data, where)), shipped_rows())
+    return resolve(list(rows_of(data, where)), shipped_rows())
 
 
 @cache
 def shipped_runs() -> tuple[Run, ...]:
     """The table that the package carries."""
-    from tiefsee.plan.identify import identify
+    from tiefsee.plan.resolve import resolve
 
-    return tuple(identify(list(shipped_rows()), ()))
+    return tuple(resolve(list(shipped_rows()), ()))
 
 
 @cache
@@ -126,7 +126,7 @@ def shipped_rows() -> tuple[Run, ...]:
 
 
 def rows_of(data: bytes, where: str) -> Iterator[Run]:
-    """Each row as it stands, before identify.py has looked at it."""
+    """Each row as it stands, before resolve.py has looked at it."""
     rows = csv.DictReader(io.StringIO(data.decode(errors="replace")))
     lacking = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
     if lacking:

@@ -19,7 +19,7 @@ from tiefsee.plan.measured import Run, is_total
 FASTER, SLOWER = 0.78, 0.9
 
 
-def identify(runs: Sequence[Run], known: Sequence[Run]) -> list[Run]:
+def resolve(runs: Sequence[Run], known: Sequence[Run]) -> list[Run]:
     """The runs, with all that rows of `known` and the published configurations add."""
     copies: dict[tuple[object, ...], Run] = {}
     for run in (*known, *runs):
@@ -102,8 +102,13 @@ def _tell_drafts(runs: Sequence[Run], plain: Sequence[Run], found: Sequence[list
             continue
         drafted = _drafted(run, alike[_load_of(run)])
         kept = [c for c in ones if (c.drafts > 0) == drafted] if drafted is not None else []
-        told.append(_settled(run, kept) if kept else run)
+        told.append(_by_its_time(_settled(run, kept)) if kept else run)
     return told
+
+
+def _by_its_time(run: Run) -> Run:
+    """Marked, since accuracy on such runs is accuracy given the drafts."""
+    return run if "drafts" in run.assumed else replace(run, assumed=(*run.assumed, "drafts"))
 
 
 def _load_of(run: Run) -> tuple[object, ...]:
