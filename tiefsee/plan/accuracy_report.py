@@ -12,8 +12,8 @@ from tiefsee.plan.cases import GROUPS
 
 NUM_WORST = 12
 UNSAID = """Whether these made drafts is not recorded. Where the time itself tells (a run far faster than its like
-drafted), that is taken; else the nearer of two answers, with three drafts and with none. Either way the figures below are
-accuracy given the drafts, so these runs are in no other table."""
+drafted), that is taken; else the nearer of two answers, with three drafts and with none. Either way the figures below
+are accuracy given the drafts, so these runs are in no other table."""
 
 
 @dataclass(frozen=True)

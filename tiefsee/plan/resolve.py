@@ -118,8 +118,9 @@ def _load_of(run: Run) -> tuple[object, ...]:
 
 def _drafted(run: Run, alike: Iterable[Run]) -> bool | None:
     """Whether it is much faster than runs without drafts, or than its like; None where that cannot be told."""
-    same = [other for other in alike if (other.isl, other.osl) == (run.isl, run.osl)]
-    plain = [o.tpot_s for o in same if o.drafts == 0] or [o.tpot_s for o in alike if o.drafts == 0]
+    like = [other for other in alike if other.num_decode == run.num_decode]
+    same = [other for other in like if (other.isl, other.osl) == (run.isl, run.osl)]
+    plain = [o.tpot_s for o in same if o.drafts == 0] or [o.tpot_s for o in like if o.drafts == 0]
     if plain:
         ratio = run.tpot_s / statistics.median(plain)
         return True if ratio < FASTER else False if ratio > SLOWER else None
