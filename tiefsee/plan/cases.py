@@ -38,7 +38,7 @@ class Case:
     @property
     def is_open(self) -> bool:
         """Whether drafts were made is not known, or known from the time alone that is to be predicted."""
-        return len(self.questions) > 1 or "drafts" in self.assumed
+        return len(self.questions) > 1 or not {"drafts", "mtp_drafts"}.isdisjoint(self.assumed)
 
 
 def cases_of_points(points: Iterable[Point]) -> list[Case]:
