@@ -259,7 +259,7 @@ def test_groups_tell_ascend_apart():
     assert groups["prof-prefill"] == "prefill and TTFT"
     assert groups["prof-decode"] == "throughput"
     assert groups["isca-time-step"] == groups["ttn-v3-4k"] == "training"
-    assert groups["isca-time-bubble"] == "parts of a training step"
+    assert groups["isca-time-bubble"] == "parts of a step"
 
 
 def test_total_throughput_counts_prompts():

@@ -45,19 +45,24 @@ def run_plan(options: argparse.Namespace) -> int:
 
 
 def _print(report: Any) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    from tiefsee.plan.accuracy_report import HEADINGS, describe, table
+    from tiefsee.plan.accuracy_report import SHORT, describe, table
 
     console = Console()
-    for title, lines in ((report.title, report.lines), ("runs that may have drafted, given that they did or not", report.open)):
+    for title, lines in (
+        (report.title, report.lines),
+        ("runs that may have drafted, given that they did", report.open),
+    ):
         if lines:
-            shown = Table(*HEADINGS, title=title, title_justify="left")
-            for row in table(lines):
-                shown.add_row(*row)
+            shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+            for number, heading in enumerate(SHORT):
+                shown.add_column(heading, no_wrap=number > 0, justify="right" if number else "left")
+            for group, chips, who, *cells in table(lines):
+                shown.add_row(f"{group}, {chips}" if group else f"  {who}", *cells)
             console.print(shown)
-    for s in report.worst:
-        console.print(f"  {describe(s)}", markup=False, highlight=False)
-    for note in report.notes:
-        console.print(note, markup=False, highlight=False)
+    console.print("worst:")
+    for line in (*(f"  {describe(s)}" for s in report.worst), *report.notes):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -74,6 +74,9 @@ def make_report(
         for group in GROUPS:
             unsaid += _lines(group, part, [s for s in part.scored if s.case.is_open and s.case.group == group])
     rows = tuple(s for part in parts[:1] for s in part.scored)
+    bounds = summarise([s for s in rows if s.case.lower_bound])
+    if bounds.num_bounds:
+        notes = (*notes, f"lower bounds, in no error: {bounds.num_bounds_held} of {bounds.num_bounds} are allowed for")
     return Report(title, tuple(lines), tuple(families), tuple(unsaid), rows, tuple(inexpressible), tuple(notes))
 
 
@@ -133,8 +136,10 @@ def _number(value: float) -> float | None:
 
 
 HEADINGS = (
-    "group", "chips", "", "cases", "refused", "median error", "P90", "bias", "in 80 %", "high/low", "score", "macro",
+    "group", "chips", "", "figures", "refused", "median error", "P90", "bias", "in 80 %", "high/low", "score", "macro",
 )  # fmt: skip
+# Of a terminal's narrower table, whose first column joins the first three.
+SHORT = ("figures", "n", "ref", "med", "P90", "bias", "in", "h/l", "score", "macro")
 
 
 def table(lines: Iterable[Line]) -> list[tuple[str, ...]]:
@@ -148,11 +153,9 @@ def table(lines: Iterable[Line]) -> list[tuple[str, ...]]:
 
 
 def _cells(s: Summary, paired: float) -> tuple[str, ...]:
-    held = f" ({s.num_bounds_held} of {s.num_bounds} bounds held)" if s.num_bounds else ""
     return (
-        f"{s.num_cases}{held}", f"{s.refused:.0%}" if s.num_refused else "0", percent(s.median_error),
-        percent(s.p90_error), percent(s.bias, sign=True), percent(s.coverage), _plain(s.sharpness), _plain(paired),
-        percent(s.macro_error),
+        f"{s.num_cases}", f"{s.refused:.0%}" if s.num_refused else "0", percent(s.median_error), percent(s.p90_error),
+        percent(s.bias, sign=True), percent(s.coverage), _plain(s.sharpness), _plain(paired), percent(s.macro_error),
     )  # fmt: skip
 
 

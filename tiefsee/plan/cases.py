@@ -12,7 +12,7 @@ from tiefsee.plan.measured import LENGTH_SHARE, Run
 from tiefsee.plan.points import Point, preset_of
 
 # Groups of figures that are judged together, in the order of reports.
-GROUPS = ("decode TPOT", "throughput", "prefill and TTFT", "Ascend serving", "training", "parts of a training step")
+GROUPS = ("decode TPOT", "throughput", "prefill and TTFT", "Ascend serving", "training", "parts of a step")
 DRAFTS_TRIED = (0, 3)  # of runs that may have drafted or not: the nearer answer counts
 
 
@@ -62,7 +62,7 @@ def case_of_point(point: Point) -> Case:
 
 def group_of(chip: str, kind: str, unit: str, part: str = "") -> str:
     if kind == "train":
-        return "parts of a training step" if part else "training"
+        return "parts of a step" if part else "training"
     if _vendor(chip) == "huawei":
         return "Ascend serving"
     if kind == "prefill" or unit == "ttft_s":

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tiefsee.errors import ConfigError
-from tiefsee.plan.accuracy import Answer, Predictor, Scored, score
+from tiefsee.plan.accuracy import Answer, Predictor, score
 from tiefsee.plan.accuracy_report import Part, Report, make_report
 from tiefsee.plan.calibrated import Calibrated, shipped
 from tiefsee.plan.cases import Case, cases_of_points, cases_of_runs, mark_seen
-from tiefsee.plan.measured import Run, read_measured, shipped_runs
+from tiefsee.plan.measured import read_measured, shipped_runs
 from tiefsee.plan.naive import fit_naive
 from tiefsee.plan.points import Point
 from tiefsee.plan.points_file import read_points, shipped_points
@@ -56,16 +57,29 @@ def check_files(points: Sequence[Path], measured: Sequence[Path]) -> Report:
     if not cases:
         raise ConfigError("the files have no figure that can be predicted; needed is a point or a run (docs/points.md)")
     scored, naive = score(cases, Planner(shipped())), score(cases, fit_naive(own))
-    new, old = _split(scored, seen=False), _split(scored, seen=True)
+    chips = {case.chip for case in own}
+    kinds: dict[str, Callable[[Case], bool]] = {
+        "new, known": lambda case: not case.seen and case.chip in chips,
+        "new, unknown": lambda case: not case.seen and case.chip not in chips,
+        "fitted on": lambda case: case.seen,
+    }
     parts = [Part("all", scored, naive)]
-    if new and old:
-        parts += [Part("not among what was fitted on", new, naive), Part("among what was fitted on", old, naive)]
-    notes = [f"{len(old)} of {len(scored)} figures are among those that the package was fitted on"] if old else []
-    return make_report("Predicted and measured", parts, inexpressible=_reasons(read), notes=notes)
+    for name, belongs in kinds.items():
+        some = [s for s in scored if belongs(s.case)]
+        if 0 < len(some) < len(scored):
+            parts.append(Part(name, some, naive))
+    return make_report("Predicted and measured", parts, inexpressible=_reasons(read), notes=_notes(read, cases))
 
 
-def _split(scored: Iterable[Scored], *, seen: bool) -> list[Scored]:
-    return [s for s in scored if s.case.seen == seen]
+def _notes(points: Sequence[Point], cases: Sequence[Case]) -> list[str]:
+    """What the tables do not say: figures that were fitted on, and points that are no case."""
+    seen = sum(case.seen for case in cases)
+    left = Counter(point.kind for point in points if point.is_expressible and not point.is_scored)
+    notes = [f"{seen} of {len(cases)} figures are among those that the package was fitted on"] if seen else []
+    if left:
+        kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(left.items(), key=str))
+        notes.append(f"points that are not scored (of another kind, or the same measurement as another): {kinds}")
+    return notes
 
 
 def check_package(progress: Callable[[str], None] = lambda _: None, fit: Fit | None = None) -> Report:
@@ -74,7 +88,7 @@ def check_package(progress: Callable[[str], None] = lambda _: None, fit: Fit | N
     chosen = fit or refit
     families, chips = by_family(cases, chosen, progress), by_chip(cases, chosen, progress)
     seen = [fold for fold in families if fold.chip_seen]
-    parts = [_part("all left-out families", families), _part("seen", seen), _part("unseen", chips)]
+    parts = [_part("all", families), _part("seen", seen), _part("unseen", chips)]
     return make_report("Accuracy of the planner", parts, inexpressible=_reasons(shipped_points()))
 
 
@@ -96,6 +110,3 @@ def refit(without: frozenset[str]) -> Predictor:
 
 def _reasons(points: Iterable[Point]) -> list[tuple[str, str]]:
     return [(point.id, point.inexpressible) for point in points if not point.is_expressible]
-
-
-__all__ = ["INTRODUCTION", "Planner", "Run", "check_files", "check_package", "package_cases"]
