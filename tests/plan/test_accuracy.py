@@ -19,7 +19,7 @@ from tiefsee.plan.accuracy import Scored, both_answered, by, quantile, score, su
 from tiefsee.plan.accuracy_report import Part, as_json, as_markdown, make_report, percent
 from tiefsee.plan.cases import Case, cases_of_points, cases_of_runs, mark_seen
 from tiefsee.plan.estimate import Estimate, around
-from tiefsee.plan.measured import parse_measured
+from tiefsee.plan.measured import parse_measured, shipped_runs
 from tiefsee.plan.naive import Naive, fit_naive
 from tiefsee.plan.points_file import parse_points, shipped_points
 from tiefsee.plan.validate import by_chip, by_family
@@ -275,6 +275,25 @@ def test_by_keeps_everything():
     parts = by(score(cases, Fixed(1.0)), lambda c: c.family)
     assert {name: len(part) for name, part in parts.items()} == {"one": 1, "two": 2}
     assert replace(cases[0], seen=True).seen
+
+
+def test_files_of_both_formats_are_scored(tmp_path, monkeypatch):
+    from tiefsee.plan import check
+
+    monkeypatch.setattr(check, "shipped", lambda: None)
+    monkeypatch.setattr(check, "Planner", lambda calibrated: Fixed(0.05, 2.0))
+    unknown = GOOD.replace('"p"', '"q"').replace('source = "a bench"', 'source = "a talk"\ninexpressible = "a rumour"')
+    (tmp_path / "mine.toml").write_text(GOOD + unknown)
+    known = next(run for run in shipped_runs() if run.source == "dump")
+    row = {**EXPORT, "silicon_data_source": "ours; silicon_concurrency=7", "decode_num_workers": "1", "mode": "agg"}
+    (tmp_path / "runs.csv").write_bytes(table({**row, "id": known.id}, {**row, "id": "new", "silicon_ttft_ms": "9"}))
+    report = as_json(check.check_files([tmp_path / "mine.toml"], [tmp_path / "runs.csv"]))
+    assert {r["id"]: r["seen"] for r in report["rows"]} == {"p": False, known.id: True, "new": False}
+    assert len(report["rows"]) == 7
+    assert report["inexpressible"] == [{"id": "q", "why": "a rumour"}]
+    assert {(g["group"], g["chips"]) for g in report["groups"]} >= {("decode TPOT", "all"), ("decode TPOT", "fitted on")}
+    assert all(g["baseline"]["num_refused"] == 0 for g in report["groups"])
+    assert "3 of 7 figures are among those that the package was fitted on" in report["notes"]
 
 
 def test_the_command_refuses_in_one_line(tmp_path):
