@@ -9,6 +9,7 @@ drafts           where the same load was published with drafts and without: the 
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -127,7 +128,7 @@ def _drafted(run: Run, alike: Iterable[Run]) -> bool | None:
     times = [o.tpot_s for o in same if o.drafts is None]
     if min(times) > FASTER * max(times):
         return None
-    return run.tpot_s < (min(times) * max(times)) ** 0.5
+    return run.tpot_s < math.sqrt(min(times) * max(times))
 
 
 def _named(run: Run) -> Run:
