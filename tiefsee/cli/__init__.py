@@ -1,4 +1,4 @@
-"""`tiefsee run, chat, serve, inspect, bench, train`: arguments in, one exit status out.
+"""`tiefsee run, chat, serve, inspect, bench, train, check`: arguments in, one exit status out.
 
 Each command lives in a file of its own and is imported when it is called, so that `inspect` never
 imports torch. An error of ours is one line on stderr and status 1; Ctrl-C is status 130.
@@ -49,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_serve(commands.add_parser("serve", help="serve a model over HTTP (OpenAI, Anthropic)"))
     _add_bench(commands.add_parser("bench", help="load on a server, and what came of it"))
     _add_train(commands.add_parser("train", help="prepare data, pretrain"))
+    _add_check(commands.add_parser("check", help="what tiefsee says, held against what was measured"))
     return parser
 
 
@@ -113,6 +114,12 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     pretrain.add_argument("--seed", type=int, default=0)
     pretrain.add_argument("--save-every", type=int, default=250)
     pretrain.set_defaults(handler=_later("train", "run_pretrain"))
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    from tiefsee.cli.check import add_options
+
+    add_options(parser.add_subparsers(dest="check_command", metavar="WHAT", required=True), _later)
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:

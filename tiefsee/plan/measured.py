@@ -13,6 +13,7 @@ The table is InferenceX's, in three exports of the same runs, and has habits tha
   where the same one was published with drafts and without, a run that is much faster than its like drafted.
 * Lengths vary by run: prompts and answers are 80 to 100 % of what is named; 90 % is taken.
 
+Rows of other origin say what they mean, and may say in `num_drafts` how many drafts each step made.
 What could not be found out is named in `Run.assumed`.
 """
 
@@ -34,6 +35,7 @@ from tiefsee.plan.campaigns import Sizes
 __all__ = ["LENGTH_SHARE", "Run", "Sizes", "parse_measured", "read_measured", "shipped_runs"]
 LENGTH_SHARE = 0.9
 _WIDE = 16  # attention ranks from which a decode pool is data-parallel with experts over all of them
+ORIGINS = {"db-dump": "dump", "source_file=": "export"}
 COLUMNS = (
     "id", "backend", "system", "precision", "mode", "isl", "osl", "silicon_ttft_ms", "silicon_tpot_ms", "model_path",
 )  # fmt: skip
@@ -138,15 +140,16 @@ def rows_of(data: bytes, where: str) -> Iterator[Run]:
 
 def _run(row: Mapping[str, str]) -> Run:
     source_text = row.get("silicon_data_source") or ""
-    dumped = source_text.startswith("db-dump")
+    source = next((name for start, name in ORIGINS.items() if source_text.startswith(start)), "own")
     found = re.search(r"silicon_concurrency=(\d+)", source_text)
     isl, osl = int(row["isl"]), int(row["osl"])
     assumed: list[str] = []
     is_disagg = row["mode"] == "disagg"
     if row["mode"] not in ("agg", "disagg"):
         raise ValueError(f"mode is {row['mode']!r}; needed is agg or disagg")
-    decode = _sizes(row, "decode_" if is_disagg else "")
-    prefill = _sizes(row, "prefill_") if is_disagg else None
+    read = _stated if source == "own" else _sizes
+    decode = read(row, "decode_" if is_disagg else "")
+    prefill = read(row, "prefill_") if is_disagg else None
     num_decode, num_prefill = _int(row, "decode_num_workers"), _int(row, "prefill_num_workers")
     concurrency = float(found[1]) if found else 0.0
     if not concurrency:
@@ -155,7 +158,7 @@ def _run(row: Mapping[str, str]) -> Run:
         assumed.append("concurrency")
     if is_disagg and not num_decode:
         assumed.append("decode_num_workers")
-    if is_total(decode):
+    if source == "export" and is_total(decode):
         assumed.append("layout")
     date = re.search(r"measured=(\d{4}-\d{2}-\d{2})", source_text)
     ttft_s, tpot_s = float(row["silicon_ttft_ms"]) / 1e3, float(row["silicon_tpot_ms"]) / 1e3
@@ -164,9 +167,9 @@ def _run(row: Mapping[str, str]) -> Run:
     return Run(
         id=row["id"], model=row["model_path"], chip=row["system"].removesuffix("_sxm"), stack=row["backend"],
         version=row.get("backend_version") or "", date=date[1] if date else "", precision=row["precision"],
-        source="dump" if dumped else "export", concurrency=concurrency, isl=isl, osl=osl, decode=decode,
+        source=source, concurrency=concurrency, isl=isl, osl=osl, decode=decode,
         num_decode=num_decode or 1, prefill=prefill, num_prefill=num_prefill or 1, ttft_s=ttft_s, tpot_s=tpot_s,
-        drafts=0 if dumped else None, assumed=tuple(assumed),
+        drafts=None if source == "export" else _int(row, "num_drafts"), assumed=tuple(assumed),
     )  # fmt: skip
 
 
@@ -174,7 +177,16 @@ def _int(row: Mapping[str, str], name: str) -> int:
     return int(row.get(name) or 0)
 
 
+def _stated(row: Mapping[str, str], prefix: str) -> Sizes:
+    tp, dp, ep, moe_tp = (
+        _int(row, prefix + name) for name in ("tp_size", "attention_dp_size", "moe_ep_size", "moe_tp_size")
+    )
+    tp, dp, ep = tp or 1, dp or 1, ep or 1
+    return Sizes(tp, dp, ep, moe_tp or tp * dp // ep)
+
+
 def _sizes(row: Mapping[str, str], prefix: str) -> Sizes:
+    """Sizes of InferenceX's tables, with their habits."""
     tp, dp, moe_tp, ep = (
         _int(row, prefix + name) or 1 for name in ("tp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size")
     )

@@ -102,8 +102,8 @@ def _check_type(key: str, value: Any, annotation: str, where: str) -> None:
         "float": (int, float), "int": (int,), "bool": (bool,), "tuple[str, ...]": (list,), "Mapping[str, int]": (dict,),
     }.get(plain, (dict,) if key in _TABLES else (str,))  # fmt: skip
     if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
-        names = {"float": "a number", "int": "a whole number", "bool": "true or false"}
-        raise ConfigError(f"{where}: {key} is {value!r}; needed is {names.get(plain, 'a ' + wanted[0].__name__)}")
+        names = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", list: "a list"}
+        raise ConfigError(f"{where}: {key} is {value!r}; needed is {names.get(wanted[-1], 'a table')}")
 
 
 def _check(point: Point, where: str) -> None:
@@ -165,11 +165,11 @@ def _check_run(point: Point, where: str) -> None:
         for key, role in (("prefill", point.prefill), ("decode", point.decode)):
             _check_layout(role.layout, role.num_chips, role.num_workers, role.chip, f"{where}, {key}")
         needed = ()
-    load = {"prefill": ("isl",), "e2e": ("isl", "osl", "concurrency"), "train": ("sequence", "global_batch_tokens")}
+    load = {"prefill": ("isl",), "e2e": ("isl", "osl"), "train": ("sequence", "global_batch_tokens")}
     needed += load.get(point.kind or "", ())
     lacking = [key for key in needed if not getattr(point, key)]
-    if point.kind == "decode" and not (point.batch or point.concurrency):
-        lacking.append("batch")
+    if point.kind in ("decode", "e2e") and not (point.batch or point.concurrency):
+        lacking.append("batch" if point.kind == "decode" else "concurrency")
     if point.kind == "decode" and point.seen_context is None:
         lacking.append("context")
     if point.quantity == "gpu_hours" and not point.tokens:

@@ -9,6 +9,7 @@ drafts           where the same load was published with drafts and without: the 
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -25,7 +26,10 @@ def resolve(runs: Sequence[Run], known: Sequence[Run]) -> list[Run]:
     for run in (*known, *runs):
         if run.source == "dump":
             copies.setdefault(run.measurement, run)
-    asked = [_as_copy(run, copies[run.measurement]) if run.measurement in copies else run for run in runs]
+    asked = [
+        _as_copy(run, copies[run.measurement]) if run.source == "export" and run.measurement in copies else run
+        for run in runs
+    ]
     others = [run for run in known if run.measurement not in copies]
     found = [_candidates(run) for run in (*asked, *others)]
     settled = [_settled(run, ones) for run, ones in zip((*asked, *others), found, strict=True)]
@@ -42,8 +46,8 @@ def _as_copy(run: Run, other: Run) -> Run:
 
 
 def _candidates(run: Run) -> list[Configuration]:
-    """Published configurations that the row may be of; none where it is whole already."""
-    if run.source == "dump" or run.drafts is not None:
+    """Published configurations that the row may be of; none where it is whole already, or of other origin."""
+    if run.source != "export" or run.drafts is not None:
         return []
     found = configurations().get((run.chip, run.stack, run.precision, run.isl, run.osl), ())
     ran = [c for c in found if c.ran(run.concurrency)]
@@ -105,7 +109,7 @@ def _tell_drafts(runs: Sequence[Run], plain: Sequence[Run], found: Sequence[list
 
 def _by_its_time(run: Run) -> Run:
     """Marked, since accuracy on such runs is accuracy given the drafts."""
-    return replace(run, assumed=(*run.assumed, "drafts"))
+    return run if "drafts" in run.assumed else replace(run, assumed=(*run.assumed, "drafts"))
 
 
 def _load_of(run: Run) -> tuple[object, ...]:
@@ -115,15 +119,16 @@ def _load_of(run: Run) -> tuple[object, ...]:
 
 def _drafted(run: Run, alike: Iterable[Run]) -> bool | None:
     """Whether it is much faster than runs without drafts, or than its like; None where that cannot be told."""
-    same = [other for other in alike if (other.isl, other.osl) == (run.isl, run.osl)]
-    plain = [o.tpot_s for o in same if o.drafts == 0] or [o.tpot_s for o in alike if o.drafts == 0]
+    like = [other for other in alike if other.num_decode == run.num_decode]
+    same = [other for other in like if (other.isl, other.osl) == (run.isl, run.osl)]
+    plain = [o.tpot_s for o in same if o.drafts == 0] or [o.tpot_s for o in like if o.drafts == 0]
     if plain:
         ratio = run.tpot_s / statistics.median(plain)
         return True if ratio < FASTER else False if ratio > SLOWER else None
     times = [o.tpot_s for o in same if o.drafts is None]
     if min(times) > FASTER * max(times):
         return None
-    return run.tpot_s < (min(times) * max(times)) ** 0.5
+    return run.tpot_s < math.sqrt(min(times) * max(times))
 
 
 def _named(run: Run) -> Run:
