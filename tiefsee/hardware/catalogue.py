@@ -20,7 +20,7 @@ from tiefsee.errors import ConfigError
 from tiefsee.hardware.chip import Chip
 from tiefsee.hardware.read import load_chips, read_chips
 
-_FILES = ("nvidia.toml", "ascend.toml")
+_FILES = ("nvidia.toml", "ascend.toml", "cpu.toml")
 # Names that people look for and that never were a chip, as _plain writes them.
 _NEVER = dict.fromkeys(
     ("920", "920c", "ascend920", "ascend920c"),
@@ -46,7 +46,8 @@ def find_chip(name: str) -> Chip:
         return _only(own[key])
     if key == "cpu":
         raise ConfigError(
-            f"this machine's CPU was never measured; `tiefsee chips measure` does it and writes {own_folder() / 'cpu.toml'}"
+            f"this machine's CPU was never measured: there is no {own_folder() / 'cpu.toml'}; "
+            "run `tiefsee chips measure`, which writes it"
         )
     raise ConfigError(
         f"no chip is named {name!r}; {_near(key, own)}. `tiefsee chips` lists them; a .toml file describes your own"
@@ -103,7 +104,7 @@ def _by_name() -> Mapping[str, Chip]:
 
 
 def _plain(name: str) -> str:
-    """ "NVIDIA H100 80GB HBM3" -> "h10080gbhbm3", "ascend_910c" -> "ascend910c": what spellings differ in is dropped."""
+    """What spellings differ in is dropped: NVIDIA H100 80GB HBM3 -> h10080gbhbm3, ascend_910c -> ascend910c."""
     squeezed = re.sub(r"[\s_/.-]+", "", name.lower())
     return re.sub(r"^(nvidia|huawei)", "", squeezed) or squeezed
 

@@ -20,6 +20,7 @@ or several as [[chip]].
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 import re
 import tomllib
@@ -137,7 +138,7 @@ class _Reader:
         if not isinstance(tables, list) or not tables or not all(isinstance(item, dict) for item in tables):
             raise self.wrong(f"links are {tables!r:.60}; needed is at least one [[links]] table")
         links = tuple(self.link(item) for item in tables)
-        for near, far in zip(links, links[1:], strict=False):
+        for near, far in itertools.pairwise(links):
             if near.tier == far.tier:
                 raise self.wrong(f"the tier {near.tier!r} is there twice; each has one link")
             if TIERS.index(near.tier) > TIERS.index(far.tier):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 
 from tiefsee.hardware.chip import Chip, Figure, Link
 from tiefsee.units import Unit, format_quantity
@@ -18,6 +19,14 @@ def chip_toml(chip: Chip) -> str:
 
 
 def _lines(chip: Chip) -> Iterator[str]:
+    figures: dict[str, Figure | None] = {"memory": chip.memory_bytes, "memory_bandwidth": chip.memory_bytes_per_s}
+    figures |= chip.flops_per_s
+    figures |= {"launch": chip.launch_s, "tdp": chip.tdp_w, "rent": chip.usd_per_hour, "purchase": chip.purchase_usd}
+    known = {key: figure for key, figure in figures.items() if figure is not None}
+    linked = [figure for link in chip.links for figure in (link.bytes_per_s, link.latency_s)]
+    count = Counter(figure.source for figure in [*known.values(), *linked])
+    # A source that several figures share is written once, under a short name.
+    names = {source: f"s{n}" for n, source in enumerate((s for s in count if count[s] > 1), 1)}
     for key in ("name", "title", "vendor", "per", "available"):
         yield f"{key} = {_text(getattr(chip, key))}"
     yield f"dies = {chip.dies}"
@@ -25,30 +34,29 @@ def _lines(chip: Chip) -> Iterator[str]:
     for key, texts in (("aliases", chip.aliases), ("notes", chip.notes)):
         if texts:
             yield f"{key} = [{', '.join(_text(text) for text in texts)}]"
-    figures = {"memory": chip.memory_bytes, "memory_bandwidth": chip.memory_bytes_per_s, **chip.flops_per_s}
-    figures |= {"launch": chip.launch_s, "tdp": chip.tdp_w, "rent": chip.usd_per_hour, "purchase": chip.purchase_usd}
-    for key, figure in figures.items():
-        if figure is not None:
-            yield f"{key} = {_figure(figure)}"
+    yield from (f"{key} = {_figure(figure, names)}" for key, figure in known.items())
     for link in chip.links:
-        yield from _link(link)
+        yield from _link(link, names)
+    if names:
+        yield "\n[sources]"
+        yield from (f"{name} = {_text(source)}" for source, name in names.items())
 
 
-def _link(link: Link) -> Iterator[str]:
+def _link(link: Link, names: Mapping[str, str]) -> Iterator[str]:
     yield "\n[[links]]"
     yield f"tier = {_text(link.tier)}"
     yield f"name = {_text(link.name)}"
     if link.num_chips is not None:
         yield f"num_chips = {link.num_chips}"
-    yield f"bandwidth = {_figure(link.bytes_per_s)}"
-    yield f"latency = {_figure(link.latency_s)}"
+    yield f"bandwidth = {_figure(link.bytes_per_s, names)}"
+    yield f"latency = {_figure(link.latency_s, names)}"
 
 
-def _figure(figure: Figure) -> str:
+def _figure(figure: Figure, names: Mapping[str, str]) -> str:
     parts = [("value", _quantity(figure.value, figure.unit)), ("kind", _text(figure.kind))]
     if not figure.is_certain or figure.kind == "estimate":
         parts += [("low", _quantity(figure.low, figure.unit)), ("high", _quantity(figure.high, figure.unit))]
-    parts += [("source", _text(figure.source))]
+    parts += [("source", _text(names.get(figure.source, figure.source)))]
     parts += [("note", _text(figure.note))] if figure.note else []
     return f"{{ {', '.join(f'{key} = {value}' for key, value in parts)} }}"
 
