@@ -13,7 +13,7 @@ from tiefsee.hardware import Chip, Figure
 
 _PIPED_WIDTH = 200  # a pipe has no width: nothing is cut there
 # What a narrow terminal does without, in this order.
-_DISPENSABLE = ("since", "fabric", "per", "INT8", "USD/h", "links, GB/s", "FP4")
+_DISPENSABLE = ("since", "fabric", "per", "INT8", "USD/h", "links GB/s", "FP4")
 
 
 def console() -> Console:
@@ -38,7 +38,7 @@ def print_list(chips: list[Chip]) -> None:
         del widths[title]
     table = plain_table()
     for title in widths:
-        is_text = title in ("chip", "per", "links, GB/s", "USD/h", "since")
+        is_text = title in ("chip", "per", "links GB/s", "USD/h", "since")
         table.add_column(title, justify="left" if is_text else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(row[title] for title in widths))
@@ -61,7 +61,7 @@ def list_row(chip: Chip) -> dict[str, str]:
         "GB": _short(chip.memory_bytes, 1e9),
         "TB/s": _short(chip.memory_bytes_per_s, 1e12),
         **{label: _short(chip.flops_per_s.get(key), 1e12) for key, label in FORMATS},
-        "links, GB/s": _links(chip),
+        "links GB/s": _links(chip),
         "fabric": _short(fabric, 1e9),
         "USD/h": "-" if price is None else f"{price.low:.2f}..{price.high:.2f}",
         "since": chip.available or "-",
