@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tiefsee.errors import ConfigError, TiefseeError
+from tiefsee.errors import ConfigError, DeviceError, TiefseeError
 from tiefsee.hardware import (
     Chip,
     Figure,
@@ -149,7 +149,7 @@ def run_measure(options: argparse.Namespace) -> int:
     path: Path = options.out or own_folder() / "cpu.toml"
     if options.out is not None and not path.resolve().parent.is_dir():
         raise ConfigError(f"--out is {path}; there is no folder {path.resolve().parent}")
-    chip = measure_cpu(options.seconds, bf16_product=torch_product if options.with_torch else None)
+    chip = measure_cpu(options.seconds, bf16_product=torch_products() if options.with_torch else None)
     text = chip_toml(chip)
     read_chips(text, "what was measured")
     try:
@@ -163,12 +163,20 @@ def run_measure(options: argparse.Namespace) -> int:
     return 0
 
 
-def torch_product(size: int) -> Callable[[], object]:
-    """A BF16 product by torch, which alone of what tiefsee needs has one for CPUs."""
-    import torch
+def torch_products() -> Callable[[int], Callable[[], object]]:
+    """BF16 products by torch, which alone of what tiefsee needs has them for CPUs."""
+    try:
+        import torch
+    except ImportError as error:
+        raise DeviceError(
+            f"BF16 is measured with torch, which cannot be imported: {error}; leave out --with-torch"
+        ) from None
 
-    a, b = (torch.randn(size, size, dtype=torch.bfloat16) for _ in range(2))
-    return lambda: a @ b
+    def product(size: int) -> Callable[[], object]:
+        a, b = (torch.randn(size, size, dtype=torch.bfloat16) for _ in range(2))
+        return lambda: a @ b
+
+    return product
 
 
 def show_figure(figure: Figure) -> tuple[str, str]:

@@ -25,8 +25,9 @@ from pathlib import Path
 from tiefsee.errors import ConfigError, DeviceError
 from tiefsee.hardware import Chip, Figure, Link
 
-SIZE = 2048  # of the square matrices: 17 GFLOP a product
-ARRAY_BYTES = 256_000_000
+# Size of the square matrices (17 GFLOP a product) and bytes of an array; and of those of a hasty measurement.
+SIZE, ARRAY_BYTES = 2048, 256_000_000
+HASTY_S, HASTY_SIZE, HASTY_ARRAY_BYTES = 5.0, 512, 64_000_000
 _LEAST_TRIALS, _MOST_TRIALS = 5, 10_000
 _SMALL_OPS = 2_000  # a trial of the small operator is so many
 _LATENCY_S = (200e-9, 50e-9, 1e-6)  # from core to core of one machine; not measured
@@ -49,16 +50,21 @@ class Trials:
 
 
 def measure_cpu(
-    seconds: float = 20.0, *, size: int = SIZE, array_bytes: int = ARRAY_BYTES,
+    seconds: float = 20.0,
+    *,
+    size: int | None = None,
+    array_bytes: int | None = None,
     bf16_product: Callable[[int], Callable[[], object]] | None = None,
-) -> Chip:  # fmt: skip
-    """This machine as a chip named cpu; takes about `seconds`.
+) -> Chip:
+    """This machine as a chip named cpu; takes about `seconds`, with smaller matrices and arrays below five.
 
     `bf16_product(n)` makes a job that multiplies two n x n BF16 matrices once; without it the chip has FP32 only,
     since numpy has no BF16. Raises ConfigError, and DeviceError where the arrays do not fit.
     """
     if not 0.05 <= seconds <= 3600:
-        raise ConfigError(f"the measurement shall take {seconds} s; needed is 0.05 to 3600")
+        raise ConfigError(f"the measurement shall take {seconds:g} s; needed is 0.05 to 3600")
+    size = size or (SIZE if seconds >= HASTY_S else HASTY_SIZE)
+    array_bytes = array_bytes or (ARRAY_BYTES if seconds >= HASTY_S else HASTY_ARRAY_BYTES)
     memory = total_memory_bytes()
     if 3 * array_bytes > memory / 2:
         raise DeviceError(f"this machine has {memory / 1e9:.1f} GB; the measurement needs {6 * array_bytes / 1e9:.1f}")
@@ -69,7 +75,7 @@ def measure_cpu(
         products["bf16"] = repeat(bf16_product(size), seconds / parts)
     stream = repeat(_addition(array_bytes), seconds / parts)
     launch = repeat(_small_additions, seconds / parts / 2)
-    bandwidth = stream.figure(3 * array_bytes // 4 * 4, "bytes/s", source, "c = a + b")
+    bandwidth = stream.figure(3 * (array_bytes // 4 * 4), "bytes/s", source, f"c = a + b of {array_bytes / 1e6:.0f} MB")
     latency = Figure(_LATENCY_S[0], "s", "estimate", "usual between the cores of a machine", *_LATENCY_S[1:])
     return Chip(
         name="cpu",
