@@ -243,9 +243,9 @@ def estimate_all(path: Path) -> None:
 
 def our_estimate(cell: dict[str, Any]) -> dict[str, Any]:
     from tiefsee.errors import TiefseeError
-    from tiefsee.plan import predict
+    from tiefsee.plan.predict import predict
 
-    layout = {"tp": cell["tp"], "dp": cell["dp"], "ep": cell["ep"], "pp": 1}
+    layout = {"tp": cell["tp"], "dp": cell["dp"], "ep": cell["ep"], "pp": 1, "moe_tp": cell["moe_tp"]}
     try:
         answer = predict(
             kind="e2e", model="deepseek-ai/DeepSeek-V3", chip=cell["chip"], num_chips=cell["num_chips"], layout=layout,

@@ -216,3 +216,9 @@ def test_spoiled_tables_are_chips_or_config_errors(changes):
 def test_any_text_is_a_config_error(text):
     with pytest.raises(ConfigError):
         read_chips(text, "own.toml")
+
+
+def test_the_chip_in_the_docs_is_read():
+    text = (Path(__file__).parents[2] / "docs" / "chips.md").read_text(encoding="utf-8")
+    (chip,) = read_chips(text.split("```toml\n")[1].split("```")[0], "docs/chips.md")
+    assert (chip.name, len(chip.links), chip.memory_bytes_per_s.high) == ("mychip", 2, 2.6e12)
