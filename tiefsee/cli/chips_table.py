@@ -11,7 +11,7 @@ from rich.table import Table
 from tiefsee.cli.chips import FORMATS, ratios, show, show_figure
 from tiefsee.hardware import Chip, Figure
 
-_PIPED_WIDTH = 200  # a pipe has no width: nothing is cut there
+_PIPED_WIDTH = 10_000  # a pipe has no width: nothing is cut or folded there, one line a chip or figure
 # What a narrow terminal does without, in this order.
 _DISPENSABLE = ("since", "fabric", "per", "INT8", "USD/h", "links GB/s", "FP4")
 
@@ -96,11 +96,13 @@ def print_chip(chip: Chip) -> None:
     out.print(table)
     for note in chip.notes:
         out.print(f"* {note}", highlight=False, soft_wrap=True)
-    if chip.usd_per_hour is None and chip.vendor != "cpu":
+    if chip.usd_per_hour is None:
         out.print(
-            "* no price is public: plans answer with the price per chip-hour at which it breaks even, or take yours, "
-            f"--price {chip.name}=USD", highlight=False, soft_wrap=True,
-        )  # fmt: skip
+            "* the catalogue has no price: plans answer with the price per chip-hour at which it breaks even, or take "
+            f"yours, --price {chip.name}=USD",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _facts(chip: Chip) -> Iterator[str]:

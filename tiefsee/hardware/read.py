@@ -24,6 +24,7 @@ import itertools
 import math
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -69,10 +70,7 @@ def read_chips(text: str, where: str) -> tuple[Chip, ...]:
     """The chips of a TOML text; `where` names it in errors."""
     try:
         table = tomllib.loads(text)
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # a TOMLDecodeError is a ValueError; so is an integer too long to read
+    except (ValueError, RecursionError) as error:  # not all that is wrong with a text is a TOMLDecodeError
         raise ConfigError(f"{where} is no TOML: {error}") from None
     sources = table.get("sources", {})
     if not isinstance(sources, dict) or not all(isinstance(text, str) and text.strip() for text in sources.values()):
@@ -83,11 +81,9 @@ def read_chips(text: str, where: str) -> tuple[Chip, ...]:
     if not isinstance(table["chip"], list) or not all(isinstance(item, dict) for item in table["chip"]):
         raise ConfigError(f"{where}: `chip` is no list of tables; needed is [[chip]], or its fields at the top level")
     chips = tuple(_Reader(where, sources).chip(item) for item in table["chip"])
-    names = [chip.name for chip in chips]
-    if len(set(names)) < len(names):
-        raise ConfigError(
-            f"{where} describes a chip twice: {', '.join(sorted({n for n in names if names.count(n) > 1}))}"
-        )
+    twice = [name for name, count in Counter(chip.name for chip in chips).items() if count > 1]
+    if twice:
+        raise ConfigError(f"{where} describes a chip twice: {', '.join(twice)}")
     return chips
 
 
