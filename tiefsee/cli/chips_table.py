@@ -47,6 +47,11 @@ def print_list(chips: list[Chip]) -> None:
         "Arithmetic in dense TFLOP/s; links per chip and direction, x the chips they join; ~ an estimate.",
         highlight=False,
     )
+    if "USD/h" in widths:
+        out.print(
+            "USD/h is what an hour costs the owner; renting on demand is two to three times that: `chips show`.",
+            highlight=False,
+        )
     if left_out:
         out.print(f"Left out for want of width: {', '.join(left_out)}.", highlight=False)
     out.print("`tiefsee chips show NAME` has ranges, kinds and sources.", highlight=False)

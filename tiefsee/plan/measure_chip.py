@@ -136,7 +136,7 @@ def _source() -> str:
     import numpy as np
 
     try:
-        blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[call-overload, index]
+        blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
         library = f"{blas['name']} {blas['version']}"
     except (KeyError, TypeError):
         library = "an unknown BLAS"
