@@ -6,14 +6,14 @@ AIConfigurator goes into a venv of its own (--venv, about 600 MB), every package
 
 * Search: DeepSeek-V3 on 32 x H200, 4,096 tokens in, 1,024 out, TTFT 2 s, TPOT 50 ms, in turn, several times, each
   a fresh process. CPU seconds are user and system of the process and its children; memory is the largest process.
-* Accuracy: a random sample of measured runs of the CSV, `--rows-per-slice` of each chip, stack and precision (seeded;
-  aggregated runs whose layout and load are in the file). Both tools get the same lengths (90 % of the nominal ones,
-  since the runs draw 80 to 100 %), layout, precision and load. AIConfigurator runs with each of OPTIONS, and the row
-  "best" takes per slice the options whose errors of TPOT and TTFT are least together: more than a user can know.
+* Accuracy: a random sample of measured runs, `--rows-per-slice` of each chip, stack and precision (seeded;
+  aggregated, nothing about them assumed, without speculative decoding, each measurement once). Both tools get the same
+  lengths (90 % of the nominal ones, since the runs draw 80 to 100 %), layout, precision and load. AIConfigurator runs
+  with each of OPTIONS, and "AIC best" takes per slice the options whose errors of TPOT and TTFT are least together:
+  more than a user can know.
 
 What it does not say: tiefsee's efficiencies were fitted on rows of the same file, AIConfigurator's operators were
-measured on the same chips by the same people; docs/accuracy.md has tiefsee's figures for families left out of the
-fit. No column says whether a run used speculative decoding; both tools are asked without.
+measured on the same chips by the same people; docs/accuracy.md has tiefsee's figures for families left out of the fit.
 """
 
 from __future__ import annotations
@@ -186,23 +186,22 @@ def shown(best: Any) -> Iterable[str]:
 
 def sample(path: Path | None, per_slice: int, seed: int) -> list[dict[str, Any]]:
     """Measured runs, as many of each chip, stack and precision; what either tool needs to know of them."""
-    from tiefsee.plan.measured import LENGTH_SHARE, read_measured
+    from tiefsee.plan.measured import LENGTH_SHARE, read_measured, shipped_runs
 
-    path = path or HERE.parent.parent / "tiefsee" / "plan" / "data" / "measured.csv.gz"
-    slices = defaultdict(list)
-    for run in read_measured(path):
-        if run.prefill is None and not run.assumed and run.chip in SYSTEMS and run.precision in CHECKPOINTS:
-            slices[f"{run.chip} {run.stack} {run.precision}"].append(run)
+    slices: dict[str, dict[Any, Any]] = defaultdict(dict)
+    for run in shipped_runs() if path is None else read_measured(path):
+        if run.prefill is None and not run.assumed and run.drafts == 0 and run.chip in SYSTEMS:
+            slices[f"{run.chip} {run.stack} {run.precision}"].setdefault(run.measurement, run)
     cells = []
     for name in sorted(slices):
-        rows = sorted(slices[name], key=lambda run: run.id)
+        rows = sorted(slices[name].values(), key=lambda run: run.id)
         for run in random.Random(f"{seed} {name}").sample(rows, min(per_slice, len(rows))):
             lengths = {"isl": round(run.isl * LENGTH_SHARE), "osl": round(run.osl * LENGTH_SHARE)}
             sizes = {"tp": run.decode.tp, "dp": run.decode.dp, "ep": run.decode.ep, "moe_tp": run.decode.moe_tp}
             cells.append(
                 {"id": run.id, "slice": name, "chip": run.chip, "stack": run.stack, "date": run.date,
-                 "precision": run.precision, "concurrency": run.concurrency, "num_chips": run.decode.num_chips,
-                 **lengths, **sizes, "ttft_s": run.ttft_s, "tpot_s": run.tpot_s}
+                 "precision": run.precision, "concurrency": run.concurrency / run.num_decode,
+                 "num_chips": run.decode.num_chips, **lengths, **sizes, "ttft_s": run.ttft_s, "tpot_s": run.tpot_s}
             )  # fmt: skip
     return cells
 
