@@ -131,6 +131,11 @@ def test_whose_price_it_is():
     assert price_of(h200, given_).source == "given"
     assert "InferenceX" in price_of(h200).source
     assert price_of(ascend) is None
+    die = find_chip("ascend-910c-die")
+    package_price = parse_prices(["910c=1.2..1.8"])
+    assert price_of(die, package_price).high == 0.9  # half of the package
+    assert price_of(ascend, parse_prices(["910c-die=0.7"])).value == pytest.approx(1.4)
+    assert price_of(die) is None
     with pytest.raises(ConfigError, match="given twice"):
         parse_prices(["h200=2", "h200-sxm=3"])
 

@@ -37,6 +37,9 @@ class Price:
     def of(cls, figure: Figure) -> Price:
         return cls(figure.value, figure.low, figure.high, figure.source)
 
+    def scaled(self, factor: float) -> Price:
+        return replace(self, value=self.value * factor, low=self.low * factor, high=self.high * factor)
+
 
 def parse_price(text: str) -> tuple[str, Price]:
     """`h200=2.5` or `ascend-910c=1.2..1.8` -> (the chip's name in the catalogue, its price).
@@ -68,9 +71,18 @@ def parse_prices(texts: Iterable[str]) -> dict[str, Price]:
 
 
 def price_of(chip: Chip, prices: Mapping[str, Price] | None = None) -> Price | None:
-    """The user's price where one is given, else the catalogue's; None where no price is public."""
-    if prices and chip.name in prices:
+    """The user's price where one is given, else the catalogue's; None where no price is public.
+
+    Of a package that has its dies as an entry of its own (ascend-910c, ascend-910c-die) a price of either will do: a
+    die costs its part of the package.
+    """
+    prices = prices or {}
+    if chip.name in prices:
         return prices[chip.name]
+    if chip.per == "die" and (whole := chip.name.removesuffix("-die")) in prices:
+        return prices[whole].scaled(1 / find_chip(whole).dies)
+    if (die := f"{chip.name}-die") in prices:
+        return prices[die].scaled(chip.dies)
     return None if chip.usd_per_hour is None else Price.of(chip.usd_per_hour)
 
 
