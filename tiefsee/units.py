@@ -37,11 +37,11 @@ _LONG_TIMES = {"min": 60.0, "h": 3600.0, "d": 86400.0}
 _NUMBER = re.compile(r"\s*([+-]?(?:\d[\d_,]*(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)\s*(.*?)\s*", re.DOTALL)
 
 
-def parse_quantity(text: str | int | float, unit: Unit) -> float:
+def parse_quantity(text: str | int | float, unit: Unit, *, needs_unit: bool = False) -> float:
     """The value of `text` in base units: "64 GiB" -> 68719476736.0, "16GB" -> 1.6e10.
 
-    A bare number is taken as base units already. Raises ConfigError when the text is no finite number,
-    or its unit is not the one asked for.
+    A bare number is taken as base units already, unless the text `needs_unit`: then "96" and "96 G" are refused.
+    Raises ConfigError when the text is no finite number, or its unit is not the one asked for.
     """
     if isinstance(text, (int, float)) and not isinstance(text, bool):
         return _finite(float(text), str(text), unit)
@@ -49,6 +49,8 @@ def parse_quantity(text: str | int | float, unit: Unit) -> float:
     if match is None:
         raise _unreadable(str(text), unit, "it does not start with a number")
     assert isinstance(text, str)
+    if needs_unit and match[2] in _PREFIXES:
+        raise _unreadable(text, unit, "it has no unit")
     number = _finite(float(match[1].replace(",", "").replace("_", "")), text, unit)
     return number * _scale(match[2], unit, text)
 

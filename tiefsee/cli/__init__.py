@@ -1,7 +1,7 @@
-"""`tiefsee run, chat, serve, inspect, bench, train, check`: arguments in, one exit status out.
+"""`tiefsee run, chat, serve, inspect, chips, check, bench, train`: arguments in, one exit status out.
 
-Each command lives in a file of its own and is imported when it is called, so that `inspect` never
-imports torch. An error of ours is one line on stderr and status 1; Ctrl-C is status 130.
+Each command lives in a file of its own and is imported when it is called, so that `inspect`, `chips`
+and `check plan` never import torch. An error of ours is one line on stderr and status 1; Ctrl-C is status 130.
 """
 
 from __future__ import annotations
@@ -39,13 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="tiefsee", description="DeepSeek models on unlike accelerators: run, chat, serve, inspect, bench, train."
+        prog="tiefsee",
+        description="DeepSeek models on unlike accelerators: run, chat, serve, inspect, chips, bench, train.",
     )
     parser.add_argument("--version", action="version", version=f"tiefsee {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     _add_run(commands.add_parser("run", help="continue one prompt, streaming"))
     _add_chat(commands.add_parser("chat", help="hold a conversation in the terminal"))
     _add_inspect(commands.add_parser("inspect", help="what a model is, and what fits here (no torch needed)"))
+    _add_chips(commands.add_parser("chips", help="accelerators and their figures: list, show, compare, measure"))
     _add_serve(commands.add_parser("serve", help="serve a model over HTTP (OpenAI, Anthropic)"))
     _add_bench(commands.add_parser("bench", help="load on a server, and what came of it"))
     _add_train(commands.add_parser("train", help="prepare data, pretrain"))
@@ -78,6 +80,12 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="folder, config.json, hub id or preset (v3, v4-flash, ..)")
     parser.add_argument("--json", action="store_true", help="machine-readable")
     parser.set_defaults(handler=_later("inspect"))
+
+
+def _add_chips(parser: argparse.ArgumentParser) -> None:
+    from tiefsee.cli.chips import add_options
+
+    add_options(parser, _later)
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:

@@ -12,6 +12,7 @@ Kind = Literal["vendor", "measured", "paper", "estimate"]
 Tier = Literal["die", "node", "supernode", "fabric"]
 KINDS: tuple[Kind, ...] = ("vendor", "measured", "paper", "estimate")
 TIERS: tuple[Tier, ...] = ("die", "node", "supernode", "fabric")
+PERS: tuple[Literal["die", "package", "card"], ...] = ("die", "package", "card")
 NUMBER_FORMATS = ("fp32", "bf16", "fp8", "int8", "fp4")
 
 
@@ -55,7 +56,8 @@ class Chip:
     """One schedulable accelerator, as `per` says: a die, a package of dies, or a card.
 
     `flops_per_s` are dense peaks by number format; a format that is not there the chip cannot multiply in.
-    `links` go from the nearest to the farthest. Money is in USD, None where no price is public.
+    `links` go from the nearest to the farthest. Money is in USD, None where no price is public. `launch_s` is the
+    time of an operator that does next to nothing, where somebody measured it.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Chip:
     tdp_w: Figure | None = None
     usd_per_hour: Figure | None = None
     purchase_usd: Figure | None = None
+    launch_s: Figure | None = None
     notes: tuple[str, ...] = field(default=())
 
     def peak(self, number_format: str) -> Figure:

@@ -3,7 +3,7 @@
     efficiency.toml      fitted on all measured runs and published points
     kernels.toml         how far runs speak for one another
     neighbours.csv.gz    the residuals of all of them
-    folds/FAMILY.toml    efficiencies fitted without one family, for `tiefsee check plan`
+    folds/*.toml         efficiencies fitted without a family or a chip, for `tiefsee check plan`
 """
 
 from __future__ import annotations
@@ -78,15 +78,12 @@ def with_neighbours(
     return Calibrated(calibration, *(made[quantity] for quantity in QUANTITIES))
 
 
-def fold_name(family: str) -> str:
-    return family.replace(" ", "_").replace("/", "-")
-
-
 def main(what: Sequence[str]) -> None:
     samples = all_samples()
     families = sorted({sample.family for sample in samples})
     about = f"{len(samples)} runs and points of {len(families)} families, tiefsee.plan.calibrate, {datetime.date.today()}"
     from tiefsee.plan.efficiency import calibration as current
+    from tiefsee.plan.refit import fold_name, folds_of
 
     start = current() if current().stacks.get("sglang") and current().stacks["sglang"].factors else None
     if "all" in what or not what:
@@ -100,11 +97,11 @@ def main(what: Sequence[str]) -> None:
         start = fitted.calibration
     if "folds" in what or not what:
         (DATA / "folds").mkdir(exist_ok=True)
-        for family in families:
-            kept = [sample for sample in samples if sample.family != family]
-            fold = fit(kept, start, rounds=1, steps=3, fitted_on=f"all but {family}")
-            (DATA / "folds" / f"{fold_name(family)}.toml").write_text(write_calibration(fold.calibration))
-            print(family, flush=True)
+        for without in folds_of(samples):
+            kept = [sample for sample in samples if sample.family not in without]
+            fold = fit(kept, start, rounds=1, steps=3, fitted_on=f"all but {', '.join(sorted(without))}")
+            (DATA / "folds" / f"{fold_name(without)}.toml").write_text(write_calibration(fold.calibration))
+            print(", ".join(sorted(without)), flush=True)
 
 
 if __name__ == "__main__":
