@@ -22,7 +22,7 @@ from tiefsee.errors import OutOfMemory
 from tiefsee.plan.serving import PREFILL_TOKENS, Worker
 from tiefsee.spec import ModelSpec, cache_streams, checkpoint_tensors
 from tiefsee.spec.cost import BYTES, Formats
-from tiefsee.spec.model import Attention, DenseFFN, LatentAttention, MoE
+from tiefsee.spec.model import Attention, DenseFFN, LatentAttention, LayerSpec, MoE
 from tiefsee.streams import Stream, block_tokens
 from tiefsee.units import format_bytes
 
@@ -260,10 +260,15 @@ def activation_bytes(worker: Worker, isl: float, drafts: int) -> float:
     streams = 1 if spec.hyper is None else spec.hyper.hc_mult
     own = BYTES[formats.activations]
     residual = tokens * spec.hidden_size * own * (1 + streams)
-    attention = max(_attention_values(worker, layer.attention, tokens, isl) for layer in dict.fromkeys(spec.layers))
-    experts = max((_expert_values(worker, layer.ffn, tokens) for layer in dict.fromkeys(spec.layers)), default=0.0)
+    attention = max(_attention_values(worker, layer.attention, tokens, isl) for layer in _distinct_layers(spec))
+    experts = max((_expert_values(worker, layer.ffn, tokens) for layer in _distinct_layers(spec)), default=0.0)
     logits = DISPATCH_TOKENS * (1 + drafts) * spec.vocab_size / worker.tp * BYTES["fp32"]
     return residual + max(attention * own, experts * own, logits)
+
+
+@lru_cache(maxsize=32)
+def _distinct_layers(spec: ModelSpec) -> tuple[LayerSpec, ...]:
+    return tuple(dict.fromkeys(spec.layers))
 
 
 def _attention_values(worker: Worker, attention: Attention, tokens: float, isl: float) -> float:
