@@ -286,7 +286,7 @@ def _expert_values(worker: Worker, ffn: DenseFFN | MoE, tokens: float) -> float:
     if not isinstance(ffn, MoE):
         return 0.0
     hidden, width = worker.spec.hidden_size, ffn.moe_intermediate_size / worker.moe_tp
-    pairs = tokens * worker.dp * ffn.router.num_experts_per_tok / worker.ep * worker.imbalance
+    pairs = tokens * worker.dp * ffn.router.num_experts_per_tok / worker.ep * (worker.imbalance or 1.0)
     return pairs * (2 * hidden + 3 * width)
 
 

@@ -35,7 +35,7 @@ def worker_sizes(chip: Chip, most: int) -> tuple[int, ...]:
 
 
 def workers_of(
-    spec: ModelSpec, chip: Chip, formats: Formats, num_chips: int, *, imbalance: float = 1.0
+    spec: ModelSpec, chip: Chip, formats: Formats, num_chips: int, *, imbalance: float | None = None
 ) -> Iterator[Worker]:
     """All legal layouts of one worker on `num_chips` chips.
 
@@ -53,13 +53,14 @@ def workers_of(
 
 
 def _worker(
-    spec: ModelSpec, chip: Chip, formats: Formats, sizes: tuple[int, int, int, int], imbalance: float
+    spec: ModelSpec, chip: Chip, formats: Formats, sizes: tuple[int, int, int, int], imbalance: float | None
 ) -> Worker | None:
     tp, dp, ep, moe_tp = sizes
     # Imbalance is between ranks of experts: where each rank has a slice of all of them there is none.
-    uneven = imbalance if ep > 1 else 1.0
+    given = {} if imbalance is None else {"imbalance": imbalance if ep > 1 else 1.0}
+    overlap = dp > 1 and ep > 1
     try:
-        worker = Worker(spec, chip, formats, tp, dp, ep, moe_tp, overlap=dp > 1 and ep > 1, imbalance=uneven)
+        worker = Worker(spec, chip, formats, tp=tp, dp=dp, ep=ep, moe_tp=moe_tp, overlap=overlap, **given)
         check_shard(spec, worker.shard)
         link_for(chip, worker.num_chips)
     except ConfigError:

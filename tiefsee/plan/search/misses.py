@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tiefsee.errors import ConfigError, OutOfMemory
-from tiefsee.plan.deployment import Deployment, Limit
-from tiefsee.plan.goal import Slo
+from tiefsee.plan.search.deployment import Deployment, Limit
+from tiefsee.plan.search.goal import Slo
 from tiefsee.plan.memory import Memory, check_fits
 from tiefsee.plan.serving import Served, Worker
 from tiefsee.units import format_seconds

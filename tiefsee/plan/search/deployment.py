@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 from tiefsee.hardware import Link, link_for
 from tiefsee.plan.estimate import Estimate
-from tiefsee.plan.goal import Pool, Slo, Workload
+from tiefsee.plan.search.goal import Pool, Slo, Workload
 from tiefsee.plan.memory import Memory, cache_bytes_of, worker_name
 from tiefsee.plan.serving import Load, Served, Worker, serve_aggregated, serve_disaggregated
 
 # What keeps a plan from taking one request more.
 Limit = Literal["tpot", "ttft", "memory", "transfer", "demand"]
-# Turns a value into one with a range: (value, unit, the workers that it is of).
-Spread = Callable[[float, str, tuple[Worker, ...]], Estimate]
+# Moves the model's figures to what was measured nearby: (deployment, requests at once, the model's) -> corrected.
+Correct = Callable[["Deployment", float, Served], Served]
+# The figures of a plan with their ranges, by unit.
+Spread = Callable[["Plan"], Mapping[str, Estimate]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +50,7 @@ class Deployment:
     workload: Workload
     decode: Role
     prefill: Role | None = None
+    correct: Correct | None = None
 
     @property
     def roles(self) -> tuple[Role, ...]:
@@ -108,11 +111,13 @@ class Deployment:
         load = self.workload.load(concurrency)
         decode, prefill = self.decode, self.prefill
         if prefill is None:
-            return serve_aggregated(decode.worker, decode.count, load, decode.pool.efficiency)
-        return serve_disaggregated(
-            prefill.worker, prefill.count, decode.worker, decode.count, load, prefill.pool.efficiency,
-            decode.pool.efficiency, self.transfer_s,
-        )  # fmt: skip
+            served = serve_aggregated(decode.worker, decode.count, load, decode.pool.efficiency)
+        else:
+            served = serve_disaggregated(
+                prefill.worker, prefill.count, decode.worker, decode.count, load, prefill.pool.efficiency,
+                decode.pool.efficiency, self.transfer_s,
+            )  # fmt: skip
+        return served if self.correct is None else self.correct(self, concurrency, served)
 
     def broken(self, served: Served, slo: Slo) -> tuple[Limit, float] | None:
         """The limit that is exceeded most, and by which factor; None if all hold."""
@@ -197,19 +202,8 @@ class Plan:
         low, value, high = (x / (self.tokens_per_s * 3600) * 1e6 for x in hourly)
         return low, value, high
 
-    def estimates(self, spread: Spread) -> dict[str, Estimate]:
-        """The figures that a user asks for, each with its range."""
-        workers = tuple(role.worker for role in self.deployment.roles)
-        return {
-            "tokens_per_s": spread(self.tokens_per_s, "tokens_per_s", workers),
-            "tokens_per_s_per_chip": spread(self.tokens_per_s_per_chip, "tokens_per_s_per_chip", workers),
-            "tpot": spread(self.served.tpot_s, "tpot_s", workers),
-            "ttft": spread(self.served.ttft_s, "ttft_s", workers),
-            "requests_per_s": spread(self.served.requests_per_s, "requests_per_s", workers),
-        }
-
     def __str__(self) -> str:
         return f"{self.deployment}, {self.concurrency:,.0f} requests at once"
 
 
-__all__ = ["Deployment", "Limit", "Plan", "Role", "Spread"]
+__all__ = ["Correct", "Deployment", "Limit", "Plan", "Role", "Spread"]

@@ -38,7 +38,7 @@ class Workload:
     """Requests of `isl` prompt and `osl` answer tokens. `cache_hit` of each prompt is found in the prefix cache.
 
     `mtp_acceptance` is the chance that a draft is right, given that those before it were; `drafts` per step.
-    `imbalance` is the fullest expert rank's load over the mean's.
+    `imbalance` is the fullest expert rank's load over the mean's; None leaves it to the model of time.
     """
 
     spec: ModelSpec
@@ -47,7 +47,7 @@ class Workload:
     cache_hit: float = 0.0
     mtp_acceptance: float = 0.0
     drafts: int = 0
-    imbalance: float = 1.0
+    imbalance: float | None = None
 
     def __post_init__(self) -> None:
         longest = self.spec.max_position_embeddings
@@ -65,7 +65,7 @@ class Workload:
             raise ConfigError(f"mtp_acceptance is {self.mtp_acceptance}, but no token is drafted; give drafts as well")
         if self.drafts and not self.spec.mtp_layers:
             raise ConfigError(f"{self.spec.model_type} has no MTP layer to draft with; leave drafts at 0")
-        if self.imbalance < 1:
+        if self.imbalance is not None and not 1 <= self.imbalance < math.inf:
             raise ConfigError(f"imbalance is {self.imbalance}; the fullest rank has at least the mean's load, 1.0")
 
     @property

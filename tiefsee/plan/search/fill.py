@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tiefsee.plan.deployment import Deployment, Limit, Plan
-from tiefsee.plan.goal import Demand, Slo
-from tiefsee.plan.misses import Misses
+from tiefsee.plan.search.deployment import Deployment, Limit, Plan
+from tiefsee.plan.search.goal import Demand, Slo
+from tiefsee.plan.search.misses import Misses
 from tiefsee.plan.serving import Served
 
 TOLERANCE = 0.005

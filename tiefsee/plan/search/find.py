@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from tiefsee.errors import ConfigError
-from tiefsee.plan.deployment import Deployment, Plan, Role
-from tiefsee.plan.fill import fill, meet
-from tiefsee.plan.goal import Demand, Goal, Pool, Slo, Workload
-from tiefsee.plan.layouts import worker_sizes, workers_of
+from tiefsee.plan.search.deployment import Correct, Deployment, Plan, Role
+from tiefsee.plan.search.fill import fill, meet
+from tiefsee.plan.search.goal import Demand, Goal, Pool, Slo, Workload
+from tiefsee.plan.search.layouts import worker_sizes, workers_of
 from tiefsee.plan.memory import Memory, worker_memory
-from tiefsee.plan.misses import Misses
+from tiefsee.plan.search.misses import Misses
 from tiefsee.plan.serving import Worker, decode_s, prefill_each_s, prefill_s
 
 # Pairs of worker counts that are worked out exactly, of those that promise most.
@@ -52,6 +52,7 @@ class Question:
     demand: Demand = field(default_factory=Demand)
     aggregated: bool = True
     disaggregated: bool = True
+    correct: Correct | None = None
 
     def __post_init__(self) -> None:
         split = self.prefill is not None and self.decode is not None
@@ -215,7 +216,7 @@ def _aggregated(question: Question, side: Side, misses: Misses) -> Iterator[Plan
         count = _replicas(question, side, worker, memory, misses)
         if count is None:
             continue
-        deployment = Deployment(workload, Role(side.pool, worker, count, memory))
+        deployment = Deployment(workload, Role(side.pool, worker, count, memory), correct=question.correct)
         plan = meet(deployment, question.slo, question.demand, misses)
         if plan is not None:
             yield plan
@@ -226,7 +227,8 @@ def _replicas(question: Question, side: Side, worker: Worker, memory: Memory, mi
     room = side.pool.count // worker.num_chips
     if question.demand.is_open or question.goal == "throughput":
         return room
-    one = fill(Deployment(question.workload, Role(side.pool, worker, 1, memory)), question.slo, misses)
+    single = Deployment(question.workload, Role(side.pool, worker, 1, memory), correct=question.correct)
+    one = fill(single, question.slo, misses)
     if one is None:
         return None
     needed = _times(question.demand.requests_per_s, one.served.requests_per_s)
@@ -287,7 +289,7 @@ def _disaggregated(
             return
         deployment = Deployment(
             question.workload, second.role(pair.decode, pair.num_decode, prefill=False),
-            first.role(pair.prefill, pair.num_prefill, decode=False),
+            first.role(pair.prefill, pair.num_prefill, decode=False), question.correct,
         )  # fmt: skip
         plan = meet(deployment, question.slo, question.demand, misses)
         if plan is not None:
@@ -358,7 +360,9 @@ def _say_why(question: Question, first: Side, second: Side, misses: Misses) -> N
         if role.memory.max_requests(workload.isl, workload.osl) < 1:
             misses.memory(worker, role.memory, workload.isl, workload.osl)
         elif first.prefillers:
-            deployment = Deployment(workload, role, first.role(first.prefillers[0][0], 1, decode=False))
+            deployment = Deployment(
+                workload, role, first.role(first.prefillers[0][0], 1, decode=False), question.correct
+            )
             fill(deployment, question.slo, misses)
 
 
@@ -370,7 +374,7 @@ def _sweep(question: Question, first: Side, second: Side) -> Iterator[Plan]:
     for n in range(_POINTS):
         wider = Question(
             question.workload, Slo(0.2 * 0.62**n, question.slo.ttft_s), question.pool, question.prefill,
-            question.decode, "throughput", Demand(), question.aggregated, question.disaggregated,
+            question.decode, "throughput", Demand(), question.aggregated, question.disaggregated, question.correct,
         )  # fmt: skip
         yield from _plans(wider, first, second, Misses(), tried=6)
 
