@@ -3,6 +3,9 @@
 A stretch of steps in which nobody arrives, ends or starts a prompt is one call of the scheduler: its requests are
 given the tokens of all those steps as drafts that come true. The blocks that it takes, whom it preempts and when are
 then what single steps would have come to, at a fraction of the time.
+
+Where a decode pool runs hundreds of requests somebody comes or goes in each step. There `grain` steps are taken at
+once all the same: who ends in between ends on time, who comes waits for at most so many steps (of a thousand).
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ class Lane:
     drafts: int
     receives: bool
     speed: float = 1.0
+    grain: int = 1
     now_s: float = 0.0
     num_steps: int = 0
     waited: float = 0.0  # waiting requests, integrated over time
@@ -60,9 +64,9 @@ class Lane:
         self._stuck = False
         self.max_waiting = max(self.max_waiting, len(self.scheduler.waiting))
 
-    def step(self, horizon_s: float, on_token: Callable[[Request, float], None]) -> list[Request]:
-        """One step, or a stretch that the first step to end after `horizon_s` ends. Returns who has finished;
-        `on_token` hears of each request whose prompt is done, and when."""
+    def step(self, horizon_s: float, on_token: Callable[[Request, float], None]) -> list[tuple[Request, float]]:
+        """One step, or a stretch that the first step to end after `horizon_s` ends. Returns who has finished, and
+        when; `on_token` hears of each request whose prompt is done, and when."""
         scheduler = self.scheduler
         count = self._stretch(horizon_s)
         gains = self._propose(count)
@@ -73,11 +77,15 @@ class Lane:
         seconds = count * self.step_time.seconds(self._parts(batch, count)) / self.speed
         accepted = [self._accept(entry, gains) for entry in batch.entries]
         scheduler.commit(batch, accepted)
+        finished = [
+            (e.request, self.now_s + seconds * _part(e, result, gains))
+            for e, result in zip(batch.entries, accepted, strict=True)
+            if e.request.finish_reason is not None
+        ]
         self.now_s += seconds
         self.busy_s += seconds
         self.waited += seconds * len(scheduler.waiting)
         self.num_steps += count
-        finished = [e.request for e in batch.entries if e.request.finish_reason is not None]
         for entry in batch.entries:
             if entry.samples and entry.start + len(entry.tokens) - entry.num_drafts == entry.request.num_prompt_tokens:
                 on_token(entry.request, self.now_s)
@@ -101,12 +109,13 @@ class Lane:
             left = min(left, end - len(request.tokens))
         if scheduler.config.keeps_snapshots:
             left = min(left, *(size - r.num_committed_tokens % size for r in running))
-        count = left // most
+        count = max(left // most, self.grain)
         if count < 2:
             return 1
         context = float(sum(r.num_committed_tokens for r in running))
         step_s = self.step_time.decode_s(len(running), context) / self.speed
-        count = min(count, int((horizon_s - self.now_s) / step_s) + 1) if horizon_s < float("inf") else count
+        if horizon_s < float("inf"):
+            count = min(count, max(self.grain, int((horizon_s - self.now_s) / step_s) + 1))
         while count > 1 and self._blocks_of(count * most) > scheduler.blocks.num_free:
             count //= 2
         return max(1, count)
@@ -158,9 +167,16 @@ class Lane:
         return Accepted((0,) * gain)
 
 
+def _part(entry: Entry, result: Accepted | None, gains: dict[str, int]) -> float:
+    """How far into a stretch a request ends that has not all of it before it."""
+    whole = gains.get(entry.request.request_id, 1)
+    return 1.0 if result is None else min(1.0, len(result.tokens) / whole)
+
+
 def make_lane(
-    role: Role, workload: Workload, longest: int, seed: int, *, kind: str, prefixes: bool, speed: float = 1.0
-) -> Lane:
+    role: Role, workload: Workload, longest: int, seed: int, *, kind: str, prefixes: bool, speed: float = 1.0,
+    grain: int = 1,
+) -> Lane:  # fmt: skip
     """The lane of one attention group. `kind` is "both", "prefill" or "decode"; `longest` is the most tokens of a
     request."""
     memory, drafts = role.memory, workload.drafts if kind != "prefill" else 0
@@ -184,7 +200,7 @@ def make_lane(
     )
     step_time = StepTime(role.worker, role.pool.efficiency, drafts)
     dice = np.random.default_rng(seed)
-    return Lane(Scheduler(config), step_time, dice, workload.mtp_acceptance, drafts, kind == "decode", speed)
+    return Lane(Scheduler(config), step_time, dice, workload.mtp_acceptance, drafts, kind == "decode", speed, grain)
 
 
 __all__ = ["Lane", "make_lane"]

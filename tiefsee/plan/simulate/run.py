@@ -19,9 +19,14 @@ from tiefsee.plan.simulate.result import Life, Simulated, percentiles
 from tiefsee.plan.simulate.traffic import Ask, Closed, Lengths, Source, poisson, prompt_of
 from tiefsee.schedule import Request
 
-# Requests that are simulated if nobody says: enough for a 99th percentile of sorts.
+# Requests of an open loop if nobody says: enough for a 99th percentile of sorts. Of a closed loop half as many do,
+# but at least three for each client: one to fill up, one to measure, one to run out.
 NUM_REQUESTS = 1000
 MOST_LANES = 8
+# Tokens of single requests that a scheduler is asked for, at most: about 2 s of this program's time.
+_MOST_ENTRIES = 250_000
+# Steps that a decode pool may take at once all the same, as a share of an answer's.
+_GRAIN = 0.01
 # The share of requests, first to come, that find an emptier system than later ones, and are not counted.
 WARMUP = 0.15
 
@@ -71,8 +76,8 @@ class _Clock:
                 continue
             # A stretch may not outrun what others are about to send.
             ahead = min((x.now_s for x in busy if x is not lane and self._may_send(x, lane)), default=math.inf)
-            for request in lane.step(min(next_s, ahead), self._on_first):
-                self._finish(request, lane)
+            for request, when_s in lane.step(min(next_s, ahead), self._on_first):
+                self._finish(request, lane, when_s)
 
     def _may_send(self, sender: Lane, lane: Lane) -> bool:
         """Whether what `sender` finishes may come to `lane`."""
@@ -108,21 +113,21 @@ class _Clock:
             job.first_s = now_s
             job.cached_tokens = request.num_cached_tokens
 
-    def _finish(self, request: Request, lane: Lane) -> None:
+    def _finish(self, request: Request, lane: Lane, now_s: float) -> None:
         job = self.jobs[request.request_id]
         job.num_preemptions += request.num_preemptions
         if self.front is not self.back and lane in self.front:
             # The first token is seen when its cache has arrived, as engines hand it out there.
-            job.first_s = lane.now_s + self.deployment.transfer_s
+            job.first_s = now_s + self.deployment.transfer_s
             tokens = [*request.tokens]
             moved = Request(request.request_id, tokens, len(tokens), job.ask.osl - 1)
             self._send(moved, self._least_loaded(self.back), job.first_s, job.ask)
             return
         ask = job.ask
         self.lives.append(
-            Life(ask.arrival_s, job.first_s, lane.now_s, ask.isl, ask.osl, job.cached_tokens, job.num_preemptions)
+            Life(ask.arrival_s, job.first_s, now_s, ask.isl, ask.osl, job.cached_tokens, job.num_preemptions)
         )
-        self.source.finished(lane.now_s)
+        self.source.finished(now_s)
 
 
 def choose_lanes(plan: Plan) -> Lanes:
@@ -167,9 +172,9 @@ def simulate(
         if requests_per_s is not None:
             source = poisson(lengths, requests_per_s * lanes.share, num_requests or NUM_REQUESTS, seed)
         else:
-            count = num_requests or min(max(NUM_REQUESTS // 2, 6 * clients), 4 * NUM_REQUESTS)
+            count = num_requests or max(NUM_REQUESTS // 2, 3 * clients)
             ramp_s = plan.served.ttft_s + plan.deployment.workload.osl * plan.served.tpot_s
-            source = Closed(lengths, clients, max(count, 2 * clients), seed, ramp_s)
+            source = Closed(lengths, clients, max(count, 3 * clients), seed, ramp_s)
     clock = _Clock(plan.deployment, source, *_make_lanes(plan, lanes, source, seed))
     clock.run()
     return _result(plan, slo, clock, lanes, seed, clients)
@@ -196,8 +201,10 @@ def _make_lanes(plan: Plan, lanes: Lanes, source: Source, seed: int) -> tuple[li
         )
         for n in range(lanes.first)
     ]
+    steps = workload.osl / (1 + workload.accepted)
+    grain = max(1, min(math.ceil(source.num_requests * steps / _MOST_ENTRIES), round(steps * _GRAIN)))
     back = [
-        make_lane(deployment.decode, workload, longest, seed + 100 + n, kind="decode", prefixes=False)
+        make_lane(deployment.decode, workload, longest, seed + 100 + n, kind="decode", prefixes=False, grain=grain)
         for n in range(lanes.second)
     ]
     return front, back
@@ -205,8 +212,9 @@ def _make_lanes(plan: Plan, lanes: Lanes, source: Source, seed: int) -> tuple[li
 
 def _result(plan: Plan, slo: Slo, clock: _Clock, lanes: Lanes, seed: int, clients: int) -> Simulated:
     lives = sorted(clock.lives, key=lambda life: (life.arrival_s, life.end_s))
-    counted = tuple(lives[int(WARMUP * len(lives)) :]) if len(lives) > 20 else tuple(lives)
     closed = isinstance(clock.source, Closed)
+    ramp_s = clock.source.ramp_s if isinstance(clock.source, Closed) else lives[int(WARMUP * len(lives))].arrival_s
+    counted = tuple(life for life in lives if life.arrival_s >= ramp_s) or tuple(lives)
     begin, end = counted[0].arrival_s, counted[-1].arrival_s
     done = sum(begin < life.end_s <= end for life in lives)
     # Too short to have a steady stretch: all of it, then.

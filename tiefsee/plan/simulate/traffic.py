@@ -101,7 +101,7 @@ class Closed:
     def __init__(self, lengths: Lengths, clients: int, num_requests: int, seed: int, ramp_s: float = 0.0) -> None:
         if clients < 1 or num_requests < clients:
             raise ConfigError(f"{num_requests} requests by {clients} clients; needed is at least one each")
-        self.num_requests = num_requests
+        self.num_requests, self.ramp_s = num_requests, ramp_s
         self.longest_tokens = lengths.workload.isl + lengths.workload.osl
         self.has_prefixes = lengths.workload.cache_hit > 0
         self._lengths, self._dice = lengths, random.Random(seed)
