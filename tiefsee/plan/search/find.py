@@ -7,7 +7,7 @@ paired that nobody beats at their size; the numbers of workers are solved for, s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -74,7 +74,7 @@ class Question:
         return " + ".join(str(p) for p in self.pools)
 
 
-def search(question: Question) -> Found:
+def search(question: Question, *, frontier: bool = True) -> Found:
     """Raises ConfigError or OutOfMemory with the nearest miss if nothing serves."""
     misses = Misses()
     first, second = _sides(question)
@@ -82,8 +82,8 @@ def search(question: Question) -> Found:
     if not plans:
         raise misses.error(f"{question.workload.spec.model_type} on {question}")
     plans.sort(key=_order(question.goal))
-    frontier = pareto([*plans, *_sweep(question, first, second)])
-    return Found(tuple(plans), tuple(frontier), sum(len(side.workers) for side in dict.fromkeys((first, second))))
+    curve = pareto([*plans, *_sweep(question, first, second)]) if frontier else []
+    return Found(tuple(plans), tuple(curve), sum(len(side.workers) for side in dict.fromkeys((first, second))))
 
 
 def _sides(question: Question) -> tuple[Side, Side]:
@@ -379,8 +379,4 @@ def _sweep(question: Question, first: Side, second: Side) -> Iterator[Plan]:
         yield from _plans(wider, first, second, Misses(), tried=6)
 
 
-def best_of(plans: Sequence[Plan], goal: Goal) -> Plan:
-    return min(plans, key=_order(goal))
-
-
-__all__ = ["Found", "Question", "Side", "best_of", "pareto", "search"]
+__all__ = ["Found", "Question", "Side", "pareto", "search"]
