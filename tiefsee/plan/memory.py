@@ -37,7 +37,7 @@ RUNTIME_BYTES = 3e9
 DISPATCH_TOKENS = 128
 # Prompts longer than this are expanded (MLA) piece by piece.
 EXPANDED_TOKENS = 65536
-# How much a batch may exceed its mean length: standard deviations, of requests that are at random points of their answers.
+# How far a batch may exceed its mean length, in standard deviations: requests are at random points of their answers.
 MARGIN = 2.0
 
 # The tensors that tensor parallelism splits; all others lie on every rank. As spec/cost splits the work.
@@ -162,7 +162,8 @@ def check_fits(worker: Worker, memory: Memory, isl: float, osl: float, batch: fl
         raise OutOfMemory(
             f"{where}: weights take {format_bytes(memory.weight_bytes)} of each card, {_besides(memory)}, but "
             f"{format_bytes(memory.usable_bytes)} are usable ({memory.fraction:.0%} of "
-            f"{format_bytes(memory.card_bytes)}): {format_bytes(-memory.cache_bytes)} short. {_more_cards(worker, memory)}"
+            f"{format_bytes(memory.card_bytes)}): {format_bytes(-memory.cache_bytes)} short. "
+            f"{_more_cards(worker, memory)}"
         )
     if most == 0:
         longest = int(memory.cache_bytes // memory.token_bytes)

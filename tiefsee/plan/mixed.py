@@ -19,7 +19,7 @@ from tiefsee.errors import ConfigError, TiefseeError
 from tiefsee.plan.linear import maximise
 from tiefsee.plan.search.deployment import Correct, Deployment, Plan
 from tiefsee.plan.search.fill import fill, meet
-from tiefsee.plan.search.find import Question, Side, search
+from tiefsee.plan.search.find import Question, Side, rank_price, search
 from tiefsee.plan.search.goal import Demand, Goal, Pool, Slo, Workload
 from tiefsee.plan.search.misses import Misses
 from tiefsee.plan.serving import Worker
@@ -70,7 +70,7 @@ class Mixed:
         return sum(plan.served.requests_per_s for plan in self.alone if isinstance(plan, Plan))
 
     def used_chips(self) -> tuple[int, ...]:
-        """Of each pool."""
+        """Chips of each pool, as they are sold."""
         return tuple(
             sum(role.num_chips for plan in self.plans for role in plan.deployment.roles if role.pool.chip is pool.chip)
             for pool in self.pools
@@ -87,14 +87,13 @@ def mix(
     """
     if goal == "chips" or (goal == "cost") != (requests_per_s is not None):
         raise ConfigError("several pools: either most throughput, or the least cost of a given request rate")
-    lacking = [pool.chip.name for pool in pools if pool.usd_per_hour is None]
+    lacking = [pool.name or pool.chip.name for pool in pools if pool.usd_per_hour is None]
     if goal == "cost" and lacking:
         raise ConfigError(f"no price of {lacking[0]} is public; give one per card-hour, for example {lacking[0]}=2.5")
     if len({pool.chip.name for pool in pools}) < len(pools):
         raise ConfigError(f"{' + '.join(map(str, pools))}: a chip is named twice; join those pools")
     mixer = _Mixer(workload, slo, tuple(pools), requests_per_s, correct)
-    bound = mixer.bound()
-    plans = mixer.best()
+    bound, plans = mixer.bound(), mixer.best()
     return Mixed(tuple(pools), tuple(plans), bound, tuple(mixer.alone(index) for index in range(len(pools))))
 
 
@@ -211,7 +210,7 @@ class _Mixer:
         if not len(columns):
             raise self.misses.error(str(self))
         beaten = (columns[:, None] >= columns[None]).all(axis=2) & (columns[:, None] > columns[None]).any(axis=2)
-        limits = np.unique(columns[~beaten.any(axis=1)], axis=0).T
+        limits = np.unique(columns[np.logical_not(beaten.max(axis=1))], axis=0).T
         counts = np.array([pool.count for pool in self.pools], dtype=float)
         ones = np.ones(limits.shape[1])
         most = maximise(ones, limits, counts)
@@ -222,7 +221,7 @@ class _Mixer:
             raise ConfigError(
                 f"{self}: at most {most.value:.3g} requests/s within the service levels, not {self.wanted:g}"
             )
-        prices = np.array([pool.usd_per_hour.value if pool.usd_per_hour else math.inf for pool in self.pools])
+        prices = np.array([rank_price(pool) for pool in self.pools])
         found = maximise(-(prices @ limits), np.vstack([limits, -ones]), np.append(counts, -self.wanted))
         assert found is not None
         return sum(found.x)
@@ -254,7 +253,9 @@ class _Mixer:
 
     def _promising(self) -> list[_Together]:
         """Pairs that promise most, with what is left of each pool serving for itself."""
-        pairs = [pair for first, second in permutations(range(len(self.pools)), 2) for pair in self._pairs(first, second)]
+        pairs = [
+            pair for first, second in permutations(range(len(self.pools)), 2) for pair in self._pairs(first, second)
+        ]
         return sorted(pairs, key=self._promise, reverse=True)[:_TRIED]
 
     def _pairs(self, first: int, second: int) -> Iterator[_Together]:
@@ -274,7 +275,7 @@ class _Mixer:
         left = [pool.count - chips for pool, chips in zip(self.pools, used, strict=True)]
         if self.wanted is None:
             return pair.rate + sum(self._serves(index, chips) for index, chips in enumerate(left))
-        prices = [pool.usd_per_hour.value if pool.usd_per_hour else math.inf for pool in self.pools]
+        prices = [rank_price(pool) for pool in self.pools]
         cost = sum(price * chips for price, chips in zip(prices, used, strict=True))
         rest = self.wanted - pair.rate
         if rest <= 0:

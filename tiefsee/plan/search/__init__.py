@@ -10,9 +10,9 @@ misses.py       why nothing serves
 
 from tiefsee.plan.search.deployment import Deployment, Plan, Role, Spread
 from tiefsee.plan.search.find import Found, Question, search
-from tiefsee.plan.search.goal import GOALS, Demand, Goal, Pool, Slo, Workload
+from tiefsee.plan.search.goal import GOALS, Demand, Goal, Pool, Slo, Workload, make_pool
 
 __all__ = [
     "GOALS", "Demand", "Deployment", "Found", "Goal", "Plan", "Pool", "Question", "Role", "Slo", "Spread", "Workload",
-    "search",
+    "make_pool", "search",
 ]  # fmt: skip

@@ -9,8 +9,8 @@ from typing import Literal
 
 from tiefsee.hardware import Link, link_for
 from tiefsee.plan.estimate import Estimate
-from tiefsee.plan.search.goal import Pool, Slo, Workload
 from tiefsee.plan.memory import Memory, cache_bytes_of, worker_name
+from tiefsee.plan.search.goal import Pool, Slo, Workload
 from tiefsee.plan.serving import Load, Served, Worker, serve_aggregated, serve_disaggregated
 
 # What keeps a plan from taking one request more.
@@ -31,8 +31,13 @@ class Role:
     memory: Memory
 
     @property
-    def num_chips(self) -> int:
+    def num_ranks(self) -> int:
         return self.count * self.worker.num_chips
+
+    @property
+    def num_chips(self) -> int:
+        """Chips as they are sold: packages, where ranks are dies."""
+        return self.pool.chips_of(self.num_ranks)
 
     @property
     def num_groups(self) -> int:
@@ -71,9 +76,7 @@ class Deployment:
         if self.prefill is None:
             return 0.0
         spec, drafts = self.workload.spec, self.workload.drafts
-        return min(
-            cache_bytes_of(spec, role.worker.formats, self.workload.isl, drafts=drafts) for role in self.roles
-        )
+        return min(cache_bytes_of(spec, role.worker.formats, self.workload.isl, drafts=drafts) for role in self.roles)
 
     @cached_property
     def link(self) -> Link | None:
@@ -97,8 +100,8 @@ class Deployment:
         """What all links together carry, of the side that has fewer chips."""
         if self.link is None:
             return float("inf")
-        chips = min(role.num_chips for role in self.roles)
-        return chips * self.link.bytes_per_s.value * self._reached / self.transfer_bytes
+        ranks = min(role.num_ranks for role in self.roles)
+        return ranks * self.link.bytes_per_s.value * self._reached / self.transfer_bytes
 
     @property
     def _reached(self) -> float:
@@ -160,7 +163,8 @@ class Plan:
     @property
     def batch_per_chip(self) -> float:
         """Requests in the decode step for each chip that decodes."""
-        return self.served.batch / self.deployment.decode.worker.num_chips
+        decode = self.deployment.decode
+        return self.served.batch * decode.count / decode.num_chips
 
     @property
     def tokens_per_s(self) -> float:

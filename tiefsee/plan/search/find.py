@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from tiefsee.errors import ConfigError
+from tiefsee.plan.memory import Memory, worker_memory
 from tiefsee.plan.search.deployment import Correct, Deployment, Plan, Role
 from tiefsee.plan.search.fill import fill, meet
 from tiefsee.plan.search.goal import Demand, Goal, Pool, Slo, Workload
 from tiefsee.plan.search.layouts import worker_sizes, workers_of
-from tiefsee.plan.memory import Memory, worker_memory
 from tiefsee.plan.search.misses import Misses
 from tiefsee.plan.serving import Worker, decode_s, prefill_each_s, prefill_s
 
@@ -61,10 +61,14 @@ class Question:
         if self.goal == "chips" and self.demand.is_open:
             raise ConfigError("the fewest chips for what? give a request rate or a concurrency")
         if self.goal == "throughput" and self.demand.requests_per_s is not None:
-            raise ConfigError("a request rate goes with the goals chips and cost; most throughput has a rate of its own")
-        lacking = [p.chip.name for p in self.pools if p.usd_per_hour is None]
+            raise ConfigError(
+                "a request rate goes with the goals chips and cost; most throughput has a rate of its own"
+            )
+        lacking = [p.name or p.chip.name for p in self.pools if p.usd_per_hour is None]
         if self.goal == "cost" and lacking:
-            raise ConfigError(f"no price of {lacking[0]} is public; give one per card-hour, for example {lacking[0]}=2.5")
+            raise ConfigError(
+                f"no price of {lacking[0]} is public; give one per card-hour, for example {lacking[0]}=2.5"
+            )
 
     @property
     def pools(self) -> tuple[Pool, ...]:
@@ -234,7 +238,8 @@ def _replicas(question: Question, side: Side, worker: Worker, memory: Memory, mi
     needed = _times(question.demand.requests_per_s, one.served.requests_per_s)
     needed = max(needed, _times(question.demand.concurrency, one.concurrency))
     if needed > room:
-        misses.chips(one.deployment, needed * worker.num_chips, side.pool.count)
+        chips_of = side.pool.chips_of
+        misses.chips(one.deployment, chips_of(needed * worker.num_chips), chips_of(side.pool.count))
         return None
     return needed
 
@@ -258,13 +263,11 @@ class _Pair:
     rate: float
 
     @property
-    def num_chips(self) -> int:
+    def num_ranks(self) -> int:
         return self.num_prefill * self.prefill.num_chips + self.num_decode * self.decode.num_chips
 
 
-def _disaggregated(
-    question: Question, first: Side, second: Side, misses: Misses, most: int = _TRIED
-) -> Iterator[Plan]:
+def _disaggregated(question: Question, first: Side, second: Side, misses: Misses, most: int = _TRIED) -> Iterator[Plan]:
     """`first` prefills, `second` decodes; they may be the same pool, whose chips they then share. The `most`
     promising pairs are worked out."""
     decoders = second.decoders(question.slo.tpot_s)
@@ -299,13 +302,16 @@ def _disaggregated(
 def _promise(question: Question, first: Side, second: Side) -> Callable[[_Pair], float]:
     """What pairs are sorted by, least first."""
     if question.goal == "chips":
-        return lambda pair: pair.num_chips
+        return lambda pair: pair.num_ranks
     if question.goal == "cost":
-        prices = [side.pool.usd_per_hour for side in (first, second)]
-        assert all(p is not None for p in prices)
-        a, b = (p.value for p in prices if p is not None)
+        a, b = (rank_price(side.pool) for side in (first, second))
         return lambda p: (p.num_prefill * p.prefill.num_chips * a + p.num_decode * p.decode.num_chips * b) / p.rate
     return lambda pair: -pair.rate
+
+
+def rank_price(pool: Pool) -> float:
+    """USD per hour of one rank; endless where nobody knows."""
+    return math.inf if pool.usd_per_hour is None else pool.usd_per_hour.value / pool.ranks_per_chip
 
 
 def _pairs(
@@ -322,9 +328,7 @@ def _pairs(
         used = num_prefill * prefill.num_chips, num_decode * decode.num_chips
         if (sum(used) > room[0]) if shared else (used[0] > room[0] or used[1] > room[1]):
             continue
-        yield _Pair(
-            prefill, decode, num_prefill, num_decode, min(num_prefill * prefill_rate, num_decode * decode_rate)
-        )
+        yield _Pair(prefill, decode, num_prefill, num_decode, min(num_prefill * prefill_rate, num_decode * decode_rate))
 
 
 def _counts(
@@ -379,4 +383,4 @@ def _sweep(question: Question, first: Side, second: Side) -> Iterator[Plan]:
         yield from _plans(wider, first, second, Misses(), tried=6)
 
 
-__all__ = ["Found", "Question", "Side", "pareto", "search"]
+__all__ = ["Found", "Question", "Side", "pareto", "rank_price", "search"]

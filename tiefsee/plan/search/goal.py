@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tiefsee.errors import ConfigError
-from tiefsee.hardware import Chip, Figure
+from tiefsee.hardware import Chip, Figure, chip_names, find_chip
 from tiefsee.plan.efficiency import Efficiency
 from tiefsee.plan.serving import Load
 from tiefsee.spec import ModelSpec
@@ -79,20 +79,41 @@ class Workload:
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """Like chips in one place, the number formats that they run the model in, what their software reaches."""
+    """Like chips in one place, the number formats that they run the model in, what their software reaches.
+
+    A rank is one entry of a layout, `chip` what it runs on, `count` how many there are: with an Ascend 910C, a package
+    of two, ranks are dies. `usd_per_hour` is of a package.
+    """
 
     chip: Chip
     count: int
     formats: Formats
     efficiency: Efficiency
     usd_per_hour: Figure | None = None
+    ranks_per_chip: int = 1
+    name: str = ""
 
     def __post_init__(self) -> None:
         if self.count < 1:
             raise ConfigError(f"a pool of {self.count} x {self.chip.name}; needed is 1 or more")
 
+    def chips_of(self, ranks: int) -> int:
+        """Chips, as they are sold, that so many ranks take."""
+        return -(-ranks // self.ranks_per_chip)
+
     def __str__(self) -> str:
-        return f"{self.chip.name}:{self.count}"
+        return f"{self.name or self.chip.name}:{self.chips_of(self.count)}"
+
+
+def make_pool(
+    chip: Chip, count: int, formats: Formats, efficiency: Efficiency, usd_per_hour: Figure | None = None
+) -> Pool:
+    """A pool of `count` chips; their dies are the ranks where the catalogue has them as an entry of their own."""
+    price = usd_per_hour or chip.usd_per_hour
+    die = f"{chip.name}-die"
+    if die in chip_names():
+        return Pool(find_chip(die), count * chip.dies, formats, efficiency, price, chip.dies, chip.name)
+    return Pool(chip, count, formats, efficiency, price, 1, chip.name)
 
 
 @dataclass(frozen=True)
@@ -113,4 +134,4 @@ class Demand:
         return self.requests_per_s is None and self.concurrency is None
 
 
-__all__ = ["GOALS", "Demand", "Goal", "Pool", "Slo", "Workload"]
+__all__ = ["GOALS", "Demand", "Goal", "Pool", "Slo", "Workload", "make_pool"]

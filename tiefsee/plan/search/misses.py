@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tiefsee.errors import ConfigError, OutOfMemory
+from tiefsee.plan.memory import Memory, check_fits
 from tiefsee.plan.search.deployment import Deployment, Limit
 from tiefsee.plan.search.goal import Slo
-from tiefsee.plan.memory import Memory, check_fits
 from tiefsee.plan.serving import Served, Worker
 from tiefsee.units import format_seconds
 
 _HINTS = {
-    "tpot": "Allow more per token, draft tokens (--mtp-drafts, --mtp-acceptance), or take chips with more memory bandwidth",
+    "tpot": "Allow more per token, draft tokens (MTP), or take chips with more memory bandwidth",
     "ttft": "Allow more until the first token, or take more chips, or faster ones, for prefill",
     "memory": "Take more chips, or a smaller number format",
     "transfer": "Take chips with a faster link between the pools",

@@ -81,7 +81,7 @@ class _Clock:
 
     def _may_send(self, sender: Lane, lane: Lane) -> bool:
         """Whether what `sender` finishes may come to `lane`."""
-        return self.front is not self.back or isinstance(self.source, Closed) and sender is not lane
+        return self.front is not self.back or (isinstance(self.source, Closed) and sender is not lane)
 
     def _arrive(self) -> None:
         """A new request at the front, or one whose way to its lane is over."""
@@ -196,9 +196,7 @@ def _make_lanes(plan: Plan, lanes: Lanes, source: Source, seed: int) -> tuple[li
         ]
         return both, both
     front = [
-        make_lane(
-            deployment.prefill, workload, longest, seed + n, kind="prefill", prefixes=prefixes, speed=lanes.speed
-        )
+        make_lane(deployment.prefill, workload, longest, seed + n, kind="prefill", prefixes=prefixes, speed=lanes.speed)
         for n in range(lanes.first)
     ]
     steps = workload.osl / (1 + workload.accepted)
