@@ -342,7 +342,7 @@ def _counts(
         return {(math.ceil(y / ratio * spare), y) for y in num_decode for spare in (1.0, 1.25, 1.6)}
     if question.goal == "cost":
         num_decode = range(1, min(most[1], 32) + 1)
-        return {(math.ceil(y / ratio * spare), y) for y in num_decode for spare in (0.8, 1.0, 1.25, 1.6)}
+        found |= {(math.ceil(y / ratio * spare), y) for y in num_decode for spare in (0.8, 1.0, 1.25, 1.6)}
     if not shared:
         balanced = most[1] / ratio
         found |= {(min(most[0], math.ceil(balanced * spare)), most[1]) for spare in (1.0, 1.25, 1.6, 1e9)}
