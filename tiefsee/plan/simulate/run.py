@@ -212,8 +212,10 @@ def _result(plan: Plan, slo: Slo, clock: _Clock, lanes: Lanes, seed: int, client
     lives = sorted(clock.lives, key=lambda life: (life.arrival_s, life.end_s))
     closed = isinstance(clock.source, Closed)
     ramp_s = clock.source.ramp_s if isinstance(clock.source, Closed) else lives[int(WARMUP * len(lives))].arrival_s
-    counted = tuple(life for life in lives if life.arrival_s >= ramp_s) or tuple(lives)
-    begin, end = counted[0].arrival_s, counted[-1].arrival_s
+    begin, end = ramp_s, lives[-1].arrival_s
+    # Those who come last in a closed loop see others leave and nobody follow.
+    tail_s = sum(life.e2e_s for life in lives) / len(lives) if closed else 0.0
+    counted = tuple(life for life in lives if begin <= life.arrival_s <= end - tail_s) or tuple(lives)
     done = sum(begin < life.end_s <= end for life in lives)
     # Too short to have a steady stretch: all of it, then.
     rate = done / (end - begin) if done > 10 else len(lives) / max(life.end_s for life in lives)
