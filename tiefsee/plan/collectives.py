@@ -49,8 +49,8 @@ def _exchange(
         yield transfer("dp.scatter", count, gathered * COMBINE_BYTES, link)
         return
     copies = distinct(shard.ep, moe.router.num_experts_per_tok)
-    yield transfer("ep.dispatch", count, row * copies * DISPATCH_BYTES, link)
-    yield transfer("ep.combine", count, row * copies * COMBINE_BYTES, link)
+    yield transfer("ep.dispatch", count, row * copies * DISPATCH_BYTES, link, experts=True)
+    yield transfer("ep.combine", count, row * copies * COMBINE_BYTES, link, experts=True)
 
 
 def distinct(ranks: int, choices: int) -> float:

@@ -6,11 +6,13 @@ figure is in the catalogue, the share of it that is reached is here.
 
 from __future__ import annotations
 
+import datetime
+import math
 import tomllib
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib import resources
-from typing import Any
 
 from tiefsee.errors import ConfigError
 
@@ -22,73 +24,138 @@ class Efficiency:
     launch_s       between two dependent operators of one step: launch, tail, the gap of a graph
     step_s         once per step: scheduling, sampling, the host
     near_s, far_s  once per collective inside a node or supernode, and across nodes
-    prefill        share of the arithmetic's efficiency that prefill steps reach (no graph, ragged batches)
+    half_rows      products of so many rows reach half of what large ones do
+    prefill        the arithmetic's efficiency in prefill steps over that in decode steps of as many rows
     eager          launches of a prefill step against those of a captured decode step
+    overlapped     how much longer operators take while a collective runs beside them (two-batch overlap)
     interleave     how much longer a prefill between decode steps takes than alone (aggregated serving)
-    request_s      what a request waits that no model step explains: the front, the tokenizer, the first schedule
-    waves          requests of a closed loop come in waves: the part of the others' prefills that one waits for
+    lockstep       data-parallel groups step together: how far a prompt of one stops the others (0: prompts of all
+                   groups always come together, 1: never)
+    skew           deviation of one expert's load from the mean, where copies of hot experts do not even it out
+    request_s      what a request waits that no model step explains: the network, the tokenizer, the first schedule
+    front_s        of that, what is done for one request after the other
+    burst          requests of a benchmark come in bunches, all at once at first: the share of all prompts' prefills
+                   that one waits for in the mean, beyond the queue of arrivals at random
     """
 
     matmul: float = 0.65
-    experts: float = 0.5
+    experts: float = 0.6
     attention: float = 0.6
     matmul_memory: float = 0.6
     experts_memory: float = 0.8
     attention_memory: float = 0.65
-    vector_memory: float = 0.5
+    vector_memory: float = 0.6
     launch_s: float = 5e-6
     step_s: float = 1e-3
-    near: float = 0.4
-    far: float = 0.8
+    near: float = 0.6
+    far: float = 0.6
     near_s: float = 1e-5
     far_s: float = 3e-5
-    prefill: float = 0.6
-    eager: float = 3.0
-    interleave: float = 1.5
-    request_s: float = 0.1
-    waves: float = 0.2
+    half_rows: float = 150.0
+    prefill: float = 1.0
+    eager: float = 2.5
+    overlapped: float = 1.15
+    interleave: float = 1.0
+    lockstep: float = 0.5
+    skew: float = 0.7
+    request_s: float = 0.12
+    front_s: float = 0.01
+    burst: float = 0.08
 
-    def changed(self, **factors: float) -> Efficiency:
+    def changed(self, factors: Mapping[str, float]) -> Efficiency:
         """Each named field times its factor."""
         return replace(self, **{name: getattr(self, name) * factor for name, factor in factors.items()})
 
 
 FIELDS = tuple(f.name for f in fields(Efficiency))
+# What becomes faster as a stack matures: everything that is not arithmetic.
+OVERHEADS = ("launch_s", "step_s", "near_s", "far_s")
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A serving engine: factors on the base, and how fast its overheads shrank around `Calibration.reference`."""
+
+    factors: Mapping[str, float] = field(default_factory=dict)
+    improvement_per_year: float = 0.0
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The base, what vendors and stacks change of it, and how far predictions were off where nothing was fitted.
+    """The base, what vendors and stacks change of it, and what drafts bring where nobody says.
 
-    `spread` is the 80 % range as a factor (high / value) by grade: measured, fitted, datasheet, rumour.
+    `accepted` are mean accepted drafts per step by how many are made. Dates are ISO; overheads are as of `reference`.
     """
 
     base: Efficiency
-    vendors: dict[str, dict[str, float]]
-    stacks: dict[str, dict[str, Any]]
-    spread: dict[str, dict[str, float]]
+    vendors: Mapping[str, Mapping[str, float]]
+    stacks: Mapping[str, Stack]
+    accepted: Mapping[int, float]
+    reference: str
     fitted_on: str
 
-    def of(self, vendor: str, stack: str | None) -> Efficiency:
-        """The efficiencies of a vendor's chips under a stack; None is a good stack of today."""
-        found = self.base.changed(**self.vendors.get(vendor, {}))
+    def of(self, vendor: str, stack: str | None = None, date: str | None = None) -> Efficiency:
+        """The efficiencies of a vendor's chips under a stack; None is the middle of all stacks, as of the reference.
+
+        Raises ConfigError for a stack that is not known, or a date that is none.
+        """
+        found = self.base.changed(self.vendors.get(vendor, {}))
         if stack is None:
             return found
-        if stack not in self.stacks:
+        known = self.stacks.get(stack)
+        if known is None:
             raise ConfigError(f"stack is {stack!r}; known are {', '.join(sorted(self.stacks))} (docs/plan.md)")
-        factors = {name: value for name, value in self.stacks[stack].items() if name in FIELDS}
-        return found.changed(**factors)
+        shrink = math.exp(-known.improvement_per_year * self.years(date))
+        return found.changed(known.factors).changed(dict.fromkeys(OVERHEADS, shrink))
 
-    def stack_names(self) -> tuple[str, ...]:
-        return tuple(sorted(self.stacks))
+    def years(self, date: str | None) -> float:
+        """From the reference to a date, at most one year: a trend is not drawn out for ever."""
+        if not date:
+            return 0.0
+        try:
+            days = (datetime.date.fromisoformat(date) - datetime.date.fromisoformat(self.reference)).days
+        except ValueError:
+            raise ConfigError(f"date is {date!r}; needed is YYYY-MM-DD") from None
+        return max(-1.0, min(1.0, days / 365))
 
 
 def read_calibration(text: str) -> Calibration:
+    """Raises ConfigError for a field that no efficiency has."""
     table = tomllib.loads(text)
+    for part in (table["base"], *table.get("vendors", {}).values(), *(s["factors"] for s in table["stacks"].values())):
+        unknown = sorted(set(part) - set(FIELDS))
+        if unknown:
+            raise ConfigError(f"{unknown[0]!r} is no efficiency; there are {', '.join(FIELDS)}")
     return Calibration(
-        Efficiency(**table["base"]), table.get("vendors", {}), table.get("stacks", {}), table["spread"],
-        table["fitted_on"],
-    )  # fmt: skip
+        base=Efficiency(**table["base"]),
+        vendors=table.get("vendors", {}),
+        stacks={name: Stack(s["factors"], s["improvement_per_year"]) for name, s in table["stacks"].items()},
+        accepted={int(drafts): value for drafts, value in table["accepted"].items()},
+        reference=table["reference"],
+        fitted_on=table["fitted_on"],
+    )
+
+
+def write_calibration(calibration: Calibration) -> str:
+    """TOML that `read_calibration` takes, figures to four digits."""
+
+    def section(title: str, values: Mapping[str, float]) -> list[str]:
+        return [f"[{title}]", *(f"{name} = {value:.4g}" for name, value in values.items()), ""]
+
+    lines = [
+        "# Written by tiefsee.plan.fit. The fields are explained in ../efficiency.py.",
+        f'fitted_on = "{calibration.fitted_on}"',
+        f'reference = "{calibration.reference}"',
+        "",
+        *section("base", {name: getattr(calibration.base, name) for name in FIELDS}),
+        *section("accepted", {str(drafts): value for drafts, value in calibration.accepted.items()}),
+    ]
+    for name, factors in calibration.vendors.items():
+        lines += section(f"vendors.{name}", factors)
+    for name, stack in calibration.stacks.items():
+        lines += [f"[stacks.{name}]", f"improvement_per_year = {stack.improvement_per_year:.4g}"]
+        lines += section(f"stacks.{name}.factors", stack.factors)
+    return "\n".join(lines)
 
 
 @cache

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tiefsee.errors import ConfigError
 from tiefsee.hardware import Chip
 from tiefsee.spec.cost import Formats
@@ -14,6 +16,7 @@ PRECISIONS = {
     "int8": Formats("int8", "int8"),
     "w4a8": Formats("int8", "fp4"),
 }
+CACHE_FORMATS = ("bf16", "fp8", "int8")
 ALIASES = {
     "w8a8": "int8", "w8a8c8": "int8", "nvfp4": "fp4", "mxfp4": "fp4", "mxfp8": "fp8", "fp8_block": "fp8", "bfloat16": "bf16",
 }  # fmt: skip
@@ -21,13 +24,17 @@ ALIASES = {
 _NEXT = {"fp4": "fp8", "fp8": "int8", "int8": "bf16", "bf16": "fp32", "fp32": "bf16"}
 
 
-def formats_of(precision: str) -> Formats:
-    """Raises ConfigError for a name that means nothing."""
+def formats_of(precision: str, kv_precision: str = "") -> Formats:
+    """Raises ConfigError for a name that means nothing. The cache is in BF16 unless `kv_precision` says otherwise."""
     name = precision.lower()
     name = ALIASES.get(name, name)
     if name not in PRECISIONS:
         raise ConfigError(f"precision is {precision!r}; needed is one of {', '.join((*PRECISIONS, *ALIASES))}")
-    return PRECISIONS[name]
+    if not kv_precision:
+        return PRECISIONS[name]
+    if kv_precision.lower() not in CACHE_FORMATS:
+        raise ConfigError(f"the cache's format is {kv_precision!r}; needed is one of {', '.join(CACHE_FORMATS)}")
+    return replace(PRECISIONS[name], cache=kv_precision.lower())
 
 
 def usual_precision(chip: Chip) -> str:

@@ -3,12 +3,13 @@
 decode    step(b) = operators + collectives + host; TPOT = step / (1 + accepted drafts)
 prefill   a batch of prompts, as far as it is not cached
 closed loop of c requests, prefill apart from decode:
-          c = rate (TTFT + osl TPOT) and rate <= prefill's: what waits for prefill is not in the decode batch
+          c = rate (TTFT + osl TPOT): what waits for prefill is not in the decode batch
 aggregated: each request's prefill stops the others' decode: TPOT = step + b / osl * prefill * interleave
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -16,9 +17,9 @@ from tiefsee.errors import ConfigError
 from tiefsee.hardware import Chip
 from tiefsee.plan.collectives import forward_transfers
 from tiefsee.plan.efficiency import Efficiency
-from tiefsee.plan.terms import Step, terms_of
+from tiefsee.plan.terms import Step, terms_of, uneven
 from tiefsee.spec import ModelSpec
-from tiefsee.spec.cost import Formats, Shard, Work, mtp_ops, step_ops
+from tiefsee.spec.cost import Formats, Shard, Work, check_shard, mtp_ops, step_ops
 from tiefsee.spec.model import MoE
 
 # Tokens of a prefill step: engines cut longer prompts and join shorter ones.
@@ -27,7 +28,11 @@ PREFILL_TOKENS = 8192
 
 @dataclass(frozen=True, eq=False)
 class Worker:
-    """One replica: `tp` ranks to each of `dp` attention groups; experts over `ep` ranks, each split by `moe_tp`."""
+    """One replica: `tp` ranks to each of `dp` attention groups; experts over `ep` ranks, each split by `moe_tp`;
+    all of it `pp` times, one after the other, each with a part of the layers.
+
+    `imbalance` is the load of the fullest expert rank over the mean's; None leaves it to `Efficiency.skew`.
+    """
 
     spec: ModelSpec
     chip: Chip
@@ -36,22 +41,24 @@ class Worker:
     dp: int = 1
     ep: int = 1
     moe_tp: int = 1
+    pp: int = 1
     overlap: bool = False
-    imbalance: float = 1.0
+    imbalance: float | None = None
 
     def __post_init__(self) -> None:
-        heads = self.spec.layers[0].attention.num_attention_heads
-        if heads % self.tp:
-            raise ConfigError(f"tp = {self.tp} does not divide {heads} heads; take a divisor")
-        if self.ep * self.moe_tp > self.num_chips and self.has_experts:
+        if self.pp > len(self.spec.layers):
+            raise ConfigError(f"pp = {self.pp} stages for {len(self.spec.layers)} layers; take at most one each")
+        ranks = self.tp * self.dp
+        if self.has_experts and self.ep * self.moe_tp != ranks:
             raise ConfigError(
-                f"experts over ep {self.ep} x moe_tp {self.moe_tp} need {self.ep * self.moe_tp} chips; "
-                f"attention by tp {self.tp} x dp {self.dp} has {self.num_chips}"
+                f"experts over ep {self.ep} x moe_tp {self.moe_tp} are {self.ep * self.moe_tp} ranks, attention over "
+                f"tp {self.tp} x dp {self.dp} is {ranks}; they have to be the same ranks"
             )
+        check_shard(self.spec, self.shard)
 
     @property
     def num_chips(self) -> int:
-        return self.tp * self.dp
+        return self.tp * self.dp * self.pp
 
     @property
     def has_experts(self) -> bool:
@@ -61,6 +68,12 @@ class Worker:
     def shard(self) -> Shard:
         return Shard(self.tp, self.ep, self.moe_tp)
 
+    @property
+    def spread(self) -> float:
+        """See `terms.uneven`; 0 where the imbalance is given."""
+        moe = next((layer.ffn for layer in self.spec.layers if isinstance(layer.ffn, MoE)), None)
+        return uneven(self.ep, moe.n_routed_experts) if moe is not None and self.imbalance is None else 0.0
+
 
 @lru_cache(maxsize=65536)
 def decode_step(worker: Worker, batch: float, context: float, drafts: int = 0) -> Step:
@@ -68,41 +81,51 @@ def decode_step(worker: Worker, batch: float, context: float, drafts: int = 0) -
     per_group = batch / worker.dp
     tokens = per_group * (1 + drafts)
     work = Work(tokens, per_group, context, decode=True, expert_tokens=batch * (1 + drafts), num_logits=tokens)
-    ops = step_ops(worker.spec, work, worker.formats, worker.shard, imbalance=worker.imbalance)
+    ops = step_ops(worker.spec, work, worker.formats, worker.shard, imbalance=worker.imbalance or 1.0)
     terms = terms_of(ops, worker.chip)
     transfers = tuple(forward_transfers(worker.spec, worker.chip, worker.shard, worker.dp, tokens))
     if drafts:
         one = replace(work, num_tokens=per_group, expert_tokens=batch, num_logits=per_group)
         extra = terms_of(
-            mtp_ops(worker.spec, one, worker.formats, worker.shard, imbalance=worker.imbalance), worker.chip
+            mtp_ops(worker.spec, one, worker.formats, worker.shard, imbalance=worker.imbalance or 1.0), worker.chip
         )
         terms += tuple(replace(term, count=term.count * drafts) for term in extra)
-    return Step(terms, transfers)
+    return Step(terms, transfers, worker.spread)
 
 
 @lru_cache(maxsize=16384)
 def prefill_step(worker: Worker, tokens: float, requests: float, context: float) -> Step:
     """Terms of one prefill step of `tokens` tokens in each attention group, of `requests` prompts."""
     work = Work(tokens, requests, context, expert_tokens=tokens * worker.dp)
-    ops = step_ops(worker.spec, work, worker.formats, worker.shard, imbalance=worker.imbalance)
+    ops = step_ops(worker.spec, work, worker.formats, worker.shard, imbalance=worker.imbalance or 1.0)
     transfers = tuple(forward_transfers(worker.spec, worker.chip, worker.shard, worker.dp, tokens))
-    return Step(terms_of(ops, worker.chip), transfers)
+    return Step(terms_of(ops, worker.chip), transfers, worker.spread)
 
 
-def join(operators_s: float, collectives_s: float, *, overlap: bool) -> float:
+def join(operators_s: float, collectives_s: float, e: Efficiency, *, overlap: bool) -> float:
     """Two-batch overlap: one half's collectives run under the other half's operators; what is longer stays.
 
-    Half a batch keeps most of its memory traffic, so overlapping operators take somewhat longer: 10 % is what
-    CloudMatrix384 and SGLang report to lose, and the gain is taken only where there is one.
+    Half a batch keeps most of its memory traffic and collectives take processors, so operators take longer
+    (`Efficiency.overlapped`); where nothing is gained it is left off, as engines do.
     """
     plain = operators_s + collectives_s
-    return min(plain, max(operators_s * 1.1, collectives_s)) if overlap else plain
+    return min(plain, max(operators_s * e.overlapped, collectives_s)) if overlap else plain
 
 
 def decode_s(worker: Worker, batch: float, context: float, drafts: int, e: Efficiency) -> float:
-    """Seconds of a decode step."""
-    operators, collectives = decode_step(worker, batch, context, drafts).seconds(e)
-    return join(operators, collectives, overlap=worker.overlap) + e.step_s
+    """Seconds from one token of a request to its next step. With pp stages, pp micro-batches follow one another, and
+    each request waits for all stages: as long as one stage with all layers takes for a micro-batch."""
+    operators, collectives = decode_step(worker, batch / worker.pp, context, drafts).seconds(e)
+    return join(operators, collectives, e, overlap=worker.overlap) + e.step_s
+
+
+def decode_between_s(worker: Worker, batch: float, context: float, drafts: int, e: Efficiency) -> float:
+    """The same, between batches four to a doubling: within 0.3 %, and the terms of those are worked out only once."""
+    place = 4 * math.log2(max(batch, 1.0))
+    below = math.floor(place)
+    low, high = 2.0 ** (below / 4), 2.0 ** ((below + 1) / 4)
+    first, second = (decode_s(worker, size, context, drafts, e) for size in (low, high))
+    return first + (second - first) * (max(batch, 1.0) - low) / (high - low)
 
 
 def prefill_s(worker: Worker, prompt: float, cached: float, e: Efficiency) -> float:
@@ -115,18 +138,20 @@ def prefill_s(worker: Worker, prompt: float, cached: float, e: Efficiency) -> fl
     return total
 
 
-def prefill_each_s(worker: Worker, prompt: float, cached: float, e: Efficiency) -> float:
-    """Seconds per prompt of each attention group where prompts wait: short ones share a step."""
+def prefill_each_s(
+    worker: Worker, prompt: float, cached: float, e: Efficiency, step_tokens: float = PREFILL_TOKENS
+) -> float:
+    """Seconds per prompt of each attention group where prompts wait: short ones share a step, stages work at once."""
     new = max(1.0, prompt - cached)
-    together = max(1.0, PREFILL_TOKENS // new)
+    together = max(1.0, step_tokens // new)
     if together == 1:
-        return prefill_s(worker, prompt, cached, e)
-    return _prefill_chunk_s(worker, new * together, together, cached, e) / together
+        return prefill_s(worker, prompt, cached, e) / worker.pp
+    return _prefill_chunk_s(worker, new * together, together, cached, e) / together / worker.pp
 
 
 def _prefill_chunk_s(worker: Worker, tokens: float, requests: float, context: float, e: Efficiency) -> float:
     operators, collectives = prefill_step(worker, tokens, requests, context).seconds(e, eager=True)
-    return join(operators, collectives, overlap=worker.overlap) + e.step_s
+    return join(operators, collectives, e, overlap=worker.overlap) + e.step_s
 
 
 @dataclass(frozen=True)
@@ -168,11 +193,12 @@ def serve_aggregated(worker: Worker, replicas: int, load: Load, e: Efficiency) -
     alone = prefill_s(worker, load.isl, load.cached, e)
     each = prefill_each_s(worker, load.isl, load.cached, e)
     # Each attention group prefills its own prompts; all groups of a worker wait for one another.
-    between = batch / worker.dp / load.osl * alone * e.interleave
-    tpot = step / (1 + load.accepted) + between
-    ttft = e.request_s + alone + step / 2 + e.waves * (batch / worker.dp - 1) * each
-    rate = load.concurrency / (ttft + load.osl * tpot)
-    return Served(tpot, ttft, rate, batch, alone, step)
+    per_group = batch * worker.dp ** (e.lockstep - 1.0)
+    tpot = step / (1 + load.accepted) + per_group / load.osl * alone * e.interleave
+    served_s = each + e.front_s
+    wait = closed_loop_wait_s(per_group, served_s, load.osl * tpot) + e.burst * per_group * served_s
+    ttft = e.request_s + alone + step / 2 + wait
+    return Served(tpot, ttft, load.concurrency / (ttft + load.osl * tpot), batch, alone, step)
 
 
 def serve_disaggregated(
@@ -182,19 +208,31 @@ def serve_disaggregated(
     """Prefill and decode on pools of their own; `transfer_s` is the cache's way between them."""
     alone = prefill_s(prefill, load.isl, load.cached, prefill_e)
     each = prefill_each_s(prefill, load.isl, load.cached, prefill_e)
-    servers = num_prefill * prefill.dp
-    most = servers / each
-    free = prefill_e.request_s + alone + transfer_s
-    ttft = free + prefill_e.waves * max(0.0, load.concurrency / servers - 1) * each
+    per_server = load.concurrency / (num_prefill * prefill.dp)
+    served_s = each + prefill_e.front_s
+    free = prefill_e.request_s + alone + transfer_s + prefill_e.burst * per_server * served_s
     batch = max(1.0, load.concurrency / num_decode)
     for _ in range(40):
-        step = decode_s(decode, batch, load.context, load.drafts, decode_e)
-        tpot = step / (1 + load.accepted)
-        # Requests that wait for a prefill which cannot keep up are not in the decode batch.
-        rate = min(most, load.concurrency / (ttft + load.osl * tpot))
-        waiting = load.concurrency / rate - load.osl * tpot
-        new = max(1.0, min(load.concurrency, rate * load.osl * tpot) / num_decode)
+        step = decode_between_s(decode, batch, load.context, load.drafts, decode_e)
+        answer_s = load.osl * step / (1 + load.accepted)
+        # Requests that wait for a prefill that cannot keep up are not in the decode batch.
+        ttft = free + closed_loop_wait_s(per_server, served_s, answer_s)
+        rate = load.concurrency / (ttft + answer_s)
+        new = max(1.0, rate * answer_s / num_decode)
         if abs(new - batch) < 0.005 * batch:
             break
         batch = (batch + new) / 2
-    return Served(tpot, max(ttft, waiting), rate, batch, alone, step)
+    return Served(step / (1 + load.accepted), ttft, rate, batch, alone, step)
+
+
+def closed_loop_wait_s(customers: float, service_s: float, away_s: float) -> float:
+    """How long one of `customers` waits before its service, if each comes back `away_s` after it was served.
+
+    Mean value analysis of one queue and a delay, with Schweitzer's approximation (Performance Evaluation of
+    Computer Systems, 1979): an arriving customer finds (n - 1) / n of the mean queue. R is the root of
+    R^2 + R (Z - n D) - D Z = 0. Few customers: almost nothing; many: n D - Z, the queue that never empties.
+    """
+    if customers <= 1:
+        return 0.0
+    half = (away_s - customers * service_s) / 2
+    return (half * half + service_s * away_s) ** 0.5 - half - service_s

@@ -1,0 +1,112 @@
+"""Makes the data files of the planner anew: `python -m tiefsee.plan.calibrate` (minutes; docs/plan.md).
+
+    efficiency.toml      fitted on all measured runs and published points
+    kernels.toml         how far runs speak for one another
+    neighbours.csv.gz    the residuals of all of them
+    folds/FAMILY.toml    efficiencies fitted without one family, for `tiefsee check plan`
+"""
+
+from __future__ import annotations
+
+import datetime
+import gzip
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tiefsee.plan.calibrated import QUANTITIES, Calibrated, write_kernels, write_neighbours
+from tiefsee.plan.efficiency import Calibration, write_calibration
+from tiefsee.plan.fit import REFERENCE, Fitted, accepted_of, answers, fit
+from tiefsee.plan.measured import shipped_runs
+from tiefsee.plan.neighbours import Kernel, Neighbours, Situation
+from tiefsee.plan.points_file import shipped_points
+from tiefsee.plan.samples import Sample, samples_of_points, samples_of_runs
+from tiefsee.plan.tune import left_out, narrowed, tune
+
+DATA = Path(__file__).parent / "data"
+MOST_TUNED = 420  # rows that kernels are tuned on: a step inverts a matrix of as many
+
+
+def years(date: str) -> float:
+    """As `Calibration.years`, before there is one."""
+    if not date:
+        return 0.0
+    days = (datetime.date.fromisoformat(date) - datetime.date.fromisoformat(REFERENCE)).days
+    return max(-1.0, min(1.0, days / 365))
+
+
+def all_samples() -> list[Sample]:
+    runs, _ = samples_of_runs(shipped_runs(), years)
+    points, _ = samples_of_points(shipped_points(), years)
+    return runs + points
+
+
+def residuals(
+    samples: Sequence[Sample], drafts: Sequence[int], calibration: Calibration
+) -> dict[str, tuple[list[Sample], list[Situation], list[float]]]:
+    """By quantity: samples, where they stand, and the logarithm of measured / predicted."""
+    rows: dict[str, tuple[list[Sample], list[Situation], list[float]]] = {q: ([], [], []) for q in QUANTITIES}
+    for sample, n, found in zip(samples, drafts, answers(samples, drafts, calibration), strict=True):
+        situation = sample.situation(n, accepted_of(sample, n, calibration))
+        for quantity, measured, answer in zip(sample.quantities, sample.measured, found, strict=True):
+            which, situations, values = rows[quantity]
+            which.append(sample)
+            situations.append(situation)
+            values.append(measured - answer)
+    return rows
+
+
+def make_kernels(samples: Sequence[Sample], fitted: Fitted) -> dict[str, Kernel]:
+    """Tuned on every n-th row, then scaled so that 80 % ranges of left-out campaigns cover 80 %."""
+    kernels = {}
+    for quantity, (which, situations, values) in residuals(samples, fitted.drafts, fitted.calibration).items():
+        stride = -(-len(values) // MOST_TUNED)
+        part = slice(None, None, stride)
+        campaigns, families = [s.campaign for s in which], [s.family for s in which]
+        kernel = tune(situations[part], values[part], [campaigns[part], families[part]])
+        mean, variance = left_out(kernel, situations, values, campaigns)
+        ratios = sorted(abs(v - m) / s**0.5 for v, m, s in zip(values, mean, variance, strict=True))
+        kernels[quantity] = narrowed(kernel, ratios[int(0.8 * len(ratios))] / 1.2816)
+    return kernels
+
+
+def with_neighbours(
+    samples: Sequence[Sample], calibration: Calibration, drafts: Sequence[int], kernels: dict[str, Kernel]
+) -> Calibrated:
+    found = residuals(samples, drafts, calibration)
+    made = {q: Neighbours(kernels[q], tuple(s), tuple(v)) for q, (_, s, v) in found.items()}
+    return Calibrated(calibration, *(made[quantity] for quantity in QUANTITIES))
+
+
+def fold_name(family: str) -> str:
+    return family.replace(" ", "_").replace("/", "-")
+
+
+def main(what: Sequence[str]) -> None:
+    samples = all_samples()
+    families = sorted({sample.family for sample in samples})
+    about = f"{len(samples)} runs and points of {len(families)} families, tiefsee.plan.calibrate, {datetime.date.today()}"
+    from tiefsee.plan.efficiency import calibration as current
+
+    start = current() if current().stacks.get("sglang") and current().stacks["sglang"].factors else None
+    if "all" in what or not what:
+        fitted = fit(samples, start, rounds=3, fitted_on=about)
+        (DATA / "efficiency.toml").write_text(write_calibration(fitted.calibration))
+        kernels = make_kernels(samples, fitted)
+        (DATA / "kernels.toml").write_text(write_kernels(kernels))
+        made = with_neighbours(samples, fitted.calibration, fitted.drafts, kernels)
+        text = write_neighbours({q: getattr(made, q) for q in QUANTITIES})
+        (DATA / "neighbours.csv.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
+        start = fitted.calibration
+    if "folds" in what or not what:
+        (DATA / "folds").mkdir(exist_ok=True)
+        for family in families:
+            kept = [sample for sample in samples if sample.family != family]
+            fold = fit(kept, start, rounds=1, steps=3, fitted_on=f"all but {family}")
+            (DATA / "folds" / f"{fold_name(family)}.toml").write_text(write_calibration(fold.calibration))
+            print(family, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
+

@@ -1,0 +1,142 @@
+"""What measured runs say beyond the model: a Gaussian process over the logarithms of measured / predicted.
+
+The model is few efficiencies on physics; where runs like the one that is asked for were measured, the process moves its
+answer towards them and narrows its range; where none were, it leaves the answer alone and its range wide. So an
+unseen chip is predicted by physics, and a seen one by physics and its own runs.
+
+    k(a, b) = campaign(a, b) (wide^2 + local^2 load(a, b))
+
+`campaign` falls where chip, stack, number format, mode or drafting differ, and with the time between; `load` with the
+distance of lengths, batches and sizes. Rasmussen and Williams, Gaussian Processes (2006), chapters 2 and 5.4.2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from tiefsee.plan.estimate import Grade
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Situation:
+    """Where a run stands. `batch` is of one attention group, `concurrency` of the deployment; `year` is a number."""
+
+    vendor: str
+    chip: str
+    stack: str
+    precision: str
+    mode: str
+    drafts: int
+    year: float
+    concurrency: float
+    batch: float
+    isl: float
+    osl: float
+    tp: int
+    dp: int
+    ep: int
+
+    @property
+    def kinds(self) -> tuple[str | int, ...]:
+        """What is equal or not, in the order of `Kernel.differs`."""
+        return (self.vendor, self.chip, self.stack, self.precision, self.mode, self.drafts > 0, self.dp > 1)
+
+    @property
+    def place(self) -> tuple[float, ...]:
+        """What is near or far, in the order of `Kernel.lengths`: doublings, and years."""
+        sizes = (self.concurrency, self.batch, self.isl, self.osl, self.tp * self.dp, self.ep)
+        return (*(math.log2(size) for size in sizes), self.year)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """`wide`, `local` and `noise` are deviations of a logarithm; `differs` what is left of a correlation where two runs
+    differ in vendor, chip, stack, format, mode, drafting, data parallelism; `lengths` are in doublings, and years."""
+
+    wide: float
+    local: float
+    noise: float
+    differs: tuple[float, ...]
+    lengths: tuple[float, ...]
+
+    def between(self, a: Sequence[Situation], b: Sequence[Situation]) -> Array:
+        """Covariances, [len(a), len(b)]."""
+        import numpy as np
+
+        same = np.ones((len(a), len(b)))
+        for left, right, kept in zip(
+            zip(*(s.kinds for s in a), strict=True), zip(*(s.kinds for s in b), strict=True), self.differs, strict=True
+        ):
+            same *= np.where(np.array(left)[:, None] == np.array(right)[None, :], 1.0, kept)
+        distance = (np.array([s.place for s in a])[:, None, :] - np.array([s.place for s in b])[None, :, :]) / np.array(
+            self.lengths
+        )
+        squares = distance * distance
+        when, load = np.exp(-squares[..., -1] / 2), np.exp(-squares[..., :-1].sum(-1) / 2)
+        return same * when * (self.wide**2 + self.local**2 * load)
+
+    @property
+    def variance(self) -> float:
+        """Before anything was measured."""
+        return self.wide**2 + self.local**2 + self.noise**2
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """Measured runs and the logarithms of measured / predicted of one quantity. Outliers weigh little."""
+
+    kernel: Kernel
+    situations: tuple[Situation, ...]
+    residuals: tuple[float, ...]
+
+    def correction(self, situation: Situation) -> tuple[float, float]:
+        """(mean, deviation) of the logarithm of measured / predicted; the deviation is a new run's, noise included."""
+        if not self.situations:
+            return 0.0, math.sqrt(self.kernel.variance)
+        import numpy as np
+
+        solved, factor = self._solved
+        near = self.kernel.between([situation], self.situations)[0]
+        part = np.linalg.solve(factor, near)
+        variance = self.kernel.variance - float(part @ part)
+        return float(near @ solved), math.sqrt(max(variance, self.kernel.noise**2))
+
+    def grade(self, situation: Situation) -> Grade:
+        """What the evidence is: this chip under this stack (or any, where none is asked for), this chip, or neither."""
+        stacks = {s.stack for s in self.situations if s.chip == situation.chip}
+        if situation.stack in stacks or (stacks and not situation.stack):
+            return "measured"
+        return "fitted" if stacks else "datasheet"
+
+    def without(self, leave: Sequence[bool]) -> Neighbours:
+        """The same without the runs that are marked."""
+        kept = [i for i, left in enumerate(leave) if not left]
+        return Neighbours(
+            self.kernel, tuple(self.situations[i] for i in kept), tuple(self.residuals[i] for i in kept)
+        )
+
+    @cached_property
+    def _solved(self) -> tuple[Array, Array]:
+        """(K^-1 y, the Cholesky factor of K), with more noise where a residual lies far out."""
+        import numpy as np
+
+        covariance, y = self.kernel.between(self.situations, self.situations), np.array(self.residuals)
+        noise = np.full(len(y), self.kernel.noise**2)
+        for _ in range(3):
+            inverse = np.linalg.inv(covariance + np.diag(noise))
+            left_out = (inverse @ y) / np.diag(inverse)  # y - its prediction from all others
+            noise = self.kernel.noise**2 * np.maximum(1.0, (left_out * np.sqrt(np.diag(inverse)) / 2) ** 2)
+        factor = np.linalg.cholesky(covariance + np.diag(noise))
+        return np.linalg.solve(factor.T, np.linalg.solve(factor, y)), factor
+
+
+SITUATION_FIELDS = tuple(f.name for f in fields(Situation))
