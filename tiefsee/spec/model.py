@@ -6,7 +6,8 @@ that nothing downstream asks for a version string. Field names are those of the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Literal
 
 Scoring = Literal["softmax", "sigmoid", "sqrtsoftplus"]
@@ -188,6 +189,14 @@ class ModelSpec:
     dtype: str
     quantisation: Quantisation | None = None
     initializer_range: float = 0.02
+
+    def __hash__(self) -> int:
+        """Worked out once: specs are keys of caches, and hashing 61 layers anew was half the time of a search."""
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(tuple(getattr(self, field.name) for field in fields(self)))
 
     @property
     def num_hidden_layers(self) -> int:

@@ -1,0 +1,137 @@
+"""What is asked: a workload, its service levels, the pools of chips, and what is to be made best."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from tiefsee.errors import ConfigError
+from tiefsee.hardware import Chip, Figure, chip_names, find_chip
+from tiefsee.plan.efficiency import Efficiency
+from tiefsee.plan.serving import Load
+from tiefsee.spec import ModelSpec
+from tiefsee.spec.cost import Formats
+
+# throughput  most tokens per second on the chips that there are
+# cost        fewest USD per million output tokens, on as few of the chips as that takes
+# chips       fewest chips that serve a request rate or a concurrency
+Goal = Literal["throughput", "cost", "chips"]
+GOALS: tuple[Goal, ...] = ("throughput", "cost", "chips")
+
+
+@dataclass(frozen=True)
+class Slo:
+    """Service levels, of the mean request; a simulation says what the 99th percentile is."""
+
+    tpot_s: float = math.inf
+    ttft_s: float = math.inf
+
+    def __post_init__(self) -> None:
+        for name in ("tpot_s", "ttft_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; needed is a time above 0")
+
+
+@dataclass(frozen=True, eq=False)
+class Workload:
+    """Requests of `isl` prompt and `osl` answer tokens. `cache_hit` of each prompt is found in the prefix cache.
+
+    `mtp_acceptance` is the chance that a draft is right, given that those before it were; `drafts` per step.
+    `imbalance` is the fullest expert rank's load over the mean's; None leaves it to the model of time.
+    """
+
+    spec: ModelSpec
+    isl: int
+    osl: int
+    cache_hit: float = 0.0
+    mtp_acceptance: float = 0.0
+    drafts: int = 0
+    imbalance: float | None = None
+
+    def __post_init__(self) -> None:
+        longest = self.spec.max_position_embeddings
+        if self.isl < 1 or self.osl < 2:
+            raise ConfigError(f"isl {self.isl}, osl {self.osl}: needed is a prompt of 1 token or more, an answer of 2")
+        if self.isl + self.osl > longest:
+            raise ConfigError(f"isl {self.isl:,} + osl {self.osl:,} tokens exceed the model's context of {longest:,}")
+        if not 0 <= self.cache_hit < 1:
+            raise ConfigError(f"cache_hit is {self.cache_hit}; needed is a share from 0 to below 1")
+        if not 0 <= self.mtp_acceptance <= 1:
+            raise ConfigError(f"mtp_acceptance is {self.mtp_acceptance}; needed is a chance from 0 to 1")
+        if not 0 <= self.drafts <= 16:
+            raise ConfigError(f"drafts is {self.drafts}; needed is 0 to 16")
+        if self.mtp_acceptance and not self.drafts:
+            raise ConfigError(f"mtp_acceptance is {self.mtp_acceptance}, but no token is drafted; give drafts as well")
+        if self.drafts and not self.spec.mtp_layers:
+            raise ConfigError(f"{self.spec.model_type} has no MTP layer to draft with; leave drafts at 0")
+        if self.imbalance is not None and not 1 <= self.imbalance < math.inf:
+            raise ConfigError(f"imbalance is {self.imbalance}; the fullest rank has at least the mean's load, 1.0")
+
+    @property
+    def accepted(self) -> float:
+        """Drafts that a step keeps, in the mean: 0.8 of one, 0.8 + 0.64 of two."""
+        return sum(self.mtp_acceptance**n for n in range(1, self.drafts + 1))
+
+    def load(self, concurrency: float) -> Load:
+        return Load(concurrency, self.isl, self.osl, self.cache_hit * self.isl, self.accepted, self.drafts)
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Like chips in one place, the number formats that they run the model in, what their software reaches.
+
+    A rank is one entry of a layout, `chip` what it runs on, `count` how many there are: with an Ascend 910C, a package
+    of two, ranks are dies. `usd_per_hour` is of a package.
+    """
+
+    chip: Chip
+    count: int
+    formats: Formats
+    efficiency: Efficiency
+    usd_per_hour: Figure | None = None
+    ranks_per_chip: int = 1
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ConfigError(f"a pool of {self.count} x {self.chip.name}; needed is 1 or more")
+
+    def chips_of(self, ranks: int) -> int:
+        """Chips, as they are sold, that so many ranks take."""
+        return -(-ranks // self.ranks_per_chip)
+
+    def __str__(self) -> str:
+        return f"{self.name or self.chip.name}:{self.chips_of(self.count)}"
+
+
+def make_pool(
+    chip: Chip, count: int, formats: Formats, efficiency: Efficiency, usd_per_hour: Figure | None = None
+) -> Pool:
+    """A pool of `count` chips; their dies are the ranks where the catalogue has them as an entry of their own."""
+    price = usd_per_hour or chip.usd_per_hour
+    die = f"{chip.name}-die"
+    if die in chip_names():
+        return Pool(find_chip(die), count * chip.dies, formats, efficiency, price, chip.dies, chip.name)
+    return Pool(chip, count, formats, efficiency, price, 1, chip.name)
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What must be served at least; None where as much as goes is wanted."""
+
+    requests_per_s: float | None = None
+    concurrency: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("requests_per_s", "concurrency"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"{name} is {value}; needed is a number above 0")
+
+    @property
+    def is_open(self) -> bool:
+        return self.requests_per_s is None and self.concurrency is None
+
+
+__all__ = ["GOALS", "Demand", "Goal", "Pool", "Slo", "Workload", "make_pool"]
