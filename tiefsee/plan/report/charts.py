@@ -20,6 +20,11 @@ class FrontierPoint:
     chosen: bool = False
 
 
+def interactivity(tpot: Estimate) -> Estimate:
+    """Tokens/s of one user from a TPOT."""
+    return tpot.inverse(1.0, "tokens_per_s_per_user")
+
+
 @dataclass(frozen=True)
 class Line:
     name: str
@@ -128,7 +133,10 @@ class RangeBar:
 
 @dataclass(frozen=True)
 class RangeBars:
-    """One figure of several things side by side: cost per million tokens by fleet, probability by chip."""
+    """One figure of several things side by side: cost per million tokens by fleet, probability by chip.
+
+    `axis` says what is shown, without its unit: "price of output".
+    """
 
     title: str
     axis: str
@@ -140,11 +148,13 @@ class RangeBars:
 
 @dataclass(frozen=True)
 class Swing:
-    """The answer with one input at its low and at its high end, all others as they are; None where there is none."""
+    """The answer with one input at its low and at its high end, all others as they are; None where there is none.
+
+    `range` is the input's, as text: "2,048 .. 8,192 tokens".
+    """
 
     name: str
-    low_text: str
-    high_text: str
+    range: str
     at_low: float | None
     at_high: float | None
     remark: str = ""

@@ -19,7 +19,7 @@ Cell = str | int | float | Estimate | None
 
 @dataclass(frozen=True)
 class Column:
-    """`key` is its name in JSON, `unit` that of its floats and estimates (as in `Estimate.unit`); "" for text and counts."""
+    """`key` is its name in JSON, `unit` (as in `Estimate`) that of its numbers; "" for text and plain counts."""
 
     key: str
     title: str
@@ -93,9 +93,8 @@ class Document:
             for key in part.sources:
                 if key not in known:
                     name = getattr(part, "title", "") or getattr(part, "label", "")
-                    raise ConfigError(
-                        f"{name!r} rests on the source {key!r}, which is not listed; listed are {', '.join(sorted(known)) or 'none'}"
-                    )
+                    listed = ", ".join(sorted(known)) or "none"
+                    raise ConfigError(f"{name!r} rests on source {key!r}, which is not listed; listed are {listed}")
 
     def footnote(self, key: str) -> int:
         """Number of a source, from 1."""

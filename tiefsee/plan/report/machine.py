@@ -1,14 +1,14 @@
 """A document for machines: the keys below are stable, values are base units, unknown is null.
 
-    schema        "tiefsee.plan/1"
-    title, question, answer, bottleneck, command, date     text
-    grade         measured | fitted | datasheet | rumour
-    figures       {key: {label, value, low, high, unit, grade, sources}}       low .. high holds 80 %
-    tables        [{title, note, chosen, columns: [{key, title, unit}], rows: [{column's key: cell}], sources}]
-                  an estimate in a cell is {value, low, high, unit, grade}
-    charts        [{kind, title, note, ..}]    kind and fields are those of tiefsee.plan.report.charts
-    sources       [{key, text}]      notes    [text]
-    data          what the command adds for machines
+schema        "tiefsee.plan/1"
+title, question, answer, bottleneck, command, date     text
+grade         measured | fitted | datasheet | rumour
+figures       {key: {label, value, low, high, unit, grade, sources}}       low .. high holds 80 %
+tables        [{title, note, chosen, columns: [{key, title, unit}], rows: [{column's key: cell}], sources}]
+              an estimate in a cell is {value, low, high, unit, grade}
+charts        [{kind, title, note, ..}]    kind and fields are those of tiefsee.plan.report.charts
+sources       [{key, text}]      notes    [text]
+data          what the command adds for machines
 """
 
 from __future__ import annotations
