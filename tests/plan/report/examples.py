@@ -101,17 +101,19 @@ def degenerate() -> tuple[Chart, ...]:
     """One point, none, and numbers that are none."""
     nan, nothing = float("nan"), Estimate(math.nan, math.nan, math.nan, RATE, "fitted")
     broken = FrontierPoint(interactivity(tpot(0.01)), nothing, "b 1")
+    roofs = (Roof("FP8", 1e15),), (Roof("HBM", 1e12),)
     one = Estimate(2.0, 2.0, 2.0, USD, "fitted")
     return (
         frontier(1), frontier(0), Frontier("none", ()), Frontier("nan", (Line("a", (broken, point(0.02, 100))),)),
         scaling(1), scaling(0), Scaling("nan", (ScalingPoint(8, nothing),)),
         Roofline("none", (), (), ()),
-        Roofline("copy", (Roof("FP8", 1e15),), (Roof("HBM", 1e12),), (RoofPoint("a", "p", "fp8", 0.0, 0.0, 1e-3, 1.0),)),
-        Roofline("nan", (Roof("FP8", 1e15),), (Roof("HBM", 1e12),), (RoofPoint("a", "p", "fp8", nan, nan, nan, nan),)),
+        Roofline("copy", *roofs, (RoofPoint("a", "p", "fp8", 0.0, 0.0, 1e-3, 1.0),)),
+        Roofline("nan", *roofs, (RoofPoint("a", "p", "fp8", nan, nan, nan, nan),)),
         TimeBars("none", ()), TimeBars("nan", (TimeBar("a", Estimate(nan, nan, nan, "step_s", "fitted"), ()),)),
         TimeBars("zero", (TimeBar("a", around(1e-3, 1.2, "step_s", "fitted"), (("x", 0.0),)),)),
         RangeBars("none", "price", USD, ()), RangeBars("unknown", "price", USD, (RangeBar("a", None),)),
-        RangeBars("nan", "price", RATE, (RangeBar("a", nothing),)), RangeBars("one", "price", USD, (RangeBar("a", one),)),
+        RangeBars("nan", "price", RATE, (RangeBar("a", nothing),)),
+        RangeBars("one", "price", USD, (RangeBar("a", one),)),
         Tornado("none", "price", one, ()), Tornado("flat", "price", one, (Swing("a", "1 .. 2", 2.0, 2.0),)),
         Tornado("nan", "price", one, (Swing("a", "1 .. 2", nan, None, "none"),)),
     )  # fmt: skip

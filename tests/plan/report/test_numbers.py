@@ -68,8 +68,8 @@ def test_infinite_and_nan_are_unknown():
 def test_unknown_unit_is_refused_and_known_ones_are_named():
     with pytest.raises(ConfigError, match=r"unit is 'furlongs'.*tokens_per_s"):
         scale_of("furlongs", 1.0)
-    for unit in ("tokens_per_s", "tokens_per_s_per_chip", "requests_per_s", "tpot_s", "ttft_s", "step_s", "mfu", "gpu_hours",
-                 "usd", "usd_per_hour", "usd_per_million_tokens", "bytes", "days"):  # fmt: skip
+    for unit in ("tokens_per_s", "tokens_per_s_per_chip", "requests_per_s", "tpot_s", "ttft_s", "step_s", "mfu",
+                 "gpu_hours", "usd", "usd_per_hour", "usd_per_million_tokens", "bytes", "days"):  # fmt: skip
         assert scale_of(unit, 3.0).label  # every unit that an Estimate may have
 
 

@@ -278,6 +278,7 @@ def test_piped_console_has_a_fixed_width():
 
 
 def test_report_is_imported_without_rich_matplotlib_and_torch():
-    code = "import sys, tiefsee.plan.report; print([m for m in ('rich', 'matplotlib', 'torch', 'numpy') if m in sys.modules])"
+    heavy = ("rich", "matplotlib", "torch", "numpy")
+    code = f"import sys, tiefsee.plan.report; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stderr

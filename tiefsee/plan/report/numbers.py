@@ -94,7 +94,7 @@ def digits_of(estimate: Estimate) -> int:
         return 1
     half, size = abs(estimate.high - estimate.low) / 2, abs(estimate.value)
     if not half:
-        return CERTAIN_DIGITS
+        return CERTAIN_DIGITS if estimate.unit != "probability" else 2 if size >= 0.1 else 1  # whole per cent
     if half >= size / 2:
         return 1
     return min(4, max(2, math.floor(math.log10(size)) - math.floor(math.log10(half)) + 1))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from tiefsee.hardware import Chip
 from tiefsee.plan.efficiency import Efficiency
 from tiefsee.plan.formats import compute_format
 from tiefsee.plan.report.charts import Roof, Roofline, RoofPoint
-from tiefsee.plan.serving import PREFILL_TOKENS, Worker
-from tiefsee.plan.terms import Step, terms_of
+from tiefsee.plan.serving import PREFILL_TOKENS, Worker, decode_step, prefill_step
 from tiefsee.spec.cost import Op, Work, step_ops
 
 
@@ -21,9 +20,16 @@ def roofline(worker: Worker, e: Efficiency, *, batch: float, context: float, pro
     """
     prompt = min(prompt or context, PREFILL_TOKENS)
     each = batch / worker.dp
-    decode = Work(each, each, context, decode=True, expert_tokens=batch, num_logits=each)
-    prefill = Work(prompt, 1.0, 0.0, expert_tokens=prompt * worker.dp)
-    points = [*_points(worker, prefill, e, "prefill", eager=True), *_points(worker, decode, e, "decode", eager=False)]
+    points = [
+        *_points(
+            worker, Work(prompt, 1.0, 0.0, expert_tokens=prompt * worker.dp), "prefill",
+            prefill_step(worker, prompt, 1.0, 0.0).parts(e, eager=True),
+        ),
+        *_points(
+            worker, Work(each, each, context, decode=True, expert_tokens=batch, num_logits=each), "decode",
+            decode_step(worker, batch, context).parts(e),
+        ),
+    ]  # fmt: skip
     used = {compute_format(worker.chip, point.format) for point in points}
     chip = worker.chip
     return Roofline(
@@ -36,11 +42,10 @@ def roofline(worker: Worker, e: Efficiency, *, batch: float, context: float, pro
     )
 
 
-def _points(worker: Worker, work: Work, e: Efficiency, phase: str, *, eager: bool) -> Iterable[RoofPoint]:
+def _points(worker: Worker, work: Work, phase: str, seconds: Mapping[str, float]) -> Iterable[RoofPoint]:
     """Operators of one name are one point: layers of several kinds run them with their own sizes."""
-    ops = step_ops(worker.spec, work, worker.formats, worker.shard, imbalance=worker.imbalance)
-    seconds = Step(terms_of(ops, worker.chip), ()).parts(e, eager=eager)
-    whole = sum(seconds.values())
+    ops = step_ops(worker.spec, work, worker.formats, worker.shard, imbalance=worker.imbalance or 1.0)
+    whole = sum(seconds[name] for name in {op.name for op in ops})
     groups: dict[str, list[Op]] = defaultdict(list)
     for op in ops:
         groups[op.name].append(op)
