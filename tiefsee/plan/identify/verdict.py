@@ -46,7 +46,8 @@ def identify(field: Field, wanted: Sequence[Row] = ()) -> Verdict:
     fit = chance_of(float(distance.min()), len(field.observed))
     candidates = _candidates(ranked)
     doubts = tuple(_doubts(field, ranked, candidates, fit))
-    following = next_measurements(field, measured, weights, candidates, wanted) if len(candidates) > 1 else ()
+    is_open = len(candidates) > 1 and fit >= FITS
+    following = next_measurements(field, measured, weights, candidates, wanted) if is_open else ()
     hypotheses = tuple((field.hypotheses[i], float(weights[i])) for i in order)
     return Verdict(ranked, hypotheses, candidates, fit, doubts, following)
 

@@ -1,4 +1,4 @@
-"""Cells of a table as text: one scale for a column, so that its head can name the unit once."""
+"""Cells of a table as text: one scale for all of a unit, so that the heads can name it."""
 
 from __future__ import annotations
 
@@ -38,10 +38,14 @@ def texts_of(table: Table) -> tuple[list[Head], list[list[Text]]]:
 
 
 def _scale(table: Table, column: int) -> Scale:
-    cells = [row[column] for row in table.rows]
-    values = [c.value if isinstance(c, Estimate) else c for c in cells if isinstance(c, (int, float, Estimate))]
+    """One for all columns of a unit: measured and predicted are compared."""
     unit = table.columns[column].unit
-    return common_scale(unit, values) if unit else Scale(1.0, "")
+    if not unit:
+        return Scale(1.0, "")
+    alike = [i for i, other in enumerate(table.columns) if other.unit == unit]
+    cells = [row[i] for row in table.rows for i in alike]
+    values = [c.value if isinstance(c, Estimate) else c for c in cells if isinstance(c, (int, float, Estimate))]
+    return common_scale(unit, values)
 
 
 def _text(cell: Cell, scale: Scale) -> Text:

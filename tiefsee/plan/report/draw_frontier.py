@@ -70,8 +70,10 @@ def _band(canvas: Canvas, x: Axis, y: Axis, points: list[FrontierPoint], colour:
     if len(ordered) == 1:  # a band needs two points; one has a cross
         p = ordered[0]
         across, up = _place(x, y, p)
-        canvas.line(((x.at(p.interactivity.low), up), (x.at(p.interactivity.high), up)), colour, 1.5)
-        canvas.line(((across, y.at(p.throughput.low)), (across, y.at(p.throughput.high))), colour, 1.5)
+        level = ((x.at(p.interactivity.low), up), (x.at(p.interactivity.high), up))
+        for line in (level, ((across, y.at(p.throughput.low)), (across, y.at(p.throughput.high)))):
+            canvas.line(line, colour, 1.5)
+            canvas.keep_clear(line)
         return
     slow = [(x.at(p.interactivity.low), y.at(p.throughput.low)) for p in ordered]
     fast = [(x.at(p.interactivity.high), y.at(p.throughput.high)) for p in ordered]

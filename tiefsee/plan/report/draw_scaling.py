@@ -9,7 +9,7 @@ from tiefsee.plan.report.axis import FRAME_BOTTOM, FRAME_TOP, draw_frame, linear
 from tiefsee.plan.report.charts import Scaling, ScalingPoint
 from tiefsee.plan.report.draw_parts import NARROW, is_finite, legend, nothing
 from tiefsee.plan.report.numbers import Scale, common_scale, show
-from tiefsee.plan.report.scene import SIZE, Canvas, Scene, text_width, wrap
+from tiefsee.plan.report.scene import SIZE, Canvas, Scene, text_width
 
 HEIGHT = 210.0
 _LOSSES = ("c2", "c1", "c0", "c4", "c3", "c6", "c5")  # the useful part, then what is lost
@@ -44,10 +44,6 @@ def _throughput(canvas: Canvas, points: Sequence[ScalingPoint], left: float, rig
     _curve(canvas, x.at, y.at, points, [p.throughput for p in points], "c0")
     if len(points) > 1:
         canvas.line([(x.at(n), y.at(value)) for n, value in ideal], "quiet", 1.2, dashed=True)
-        reached = points[-1].throughput.value / ideal[-1][1]
-        text = f"{points[-1].num_chips:,} cards reach {reached:.0%} of {points[0].num_chips:,} cards' rate per card"
-        for i, words in enumerate(wrap(text, (right - x.start) * 0.6, SIZE - 1)):  # upper left of a rising curve
-            canvas.text(x.start + 6, y.end + 10 + 15 * i, words, size=SIZE - 1, colour="quiet")
     return y.start + FRAME_BOTTOM
 
 

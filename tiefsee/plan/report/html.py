@@ -1,7 +1,7 @@
 """A document as one HTML file that needs nothing else: no script, no font, no picture, no address is fetched.
 
 Charts are drawn twice, for a desk and for a phone; the style sheet shows the one that fits. It follows the reader's
-light or dark setting, and on paper shows light, with the tables of all charts open.
+light or dark setting; paper is light, and shows those tables of charts that the reader opened.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tiefsee.plan.report.svg import style, svg
 from tiefsee.plan.report.tables import as_table
 
 WIDE, PHONE = 720.0, 340.0
+DENSE = 5  # columns from which on ranges stand below their values
 GRADES = {
     "measured": "this chip and this kind of run are among what the model of time was fitted on",
     "fitted": "the chip or the software is not among what the model of time was fitted on; its relatives are",
@@ -101,9 +102,10 @@ def _table(document: Document, table: Table) -> str:
     head = "".join(_head_cell(h, is_number=n) for h, n in zip(heads, numbers, strict=True))
     body = "".join(_row(row, numbers, chosen=i == table.chosen) for i, row in enumerate(rows))
     note = escape(table.note) + _marks(document, table.sources)
+    dense = " class=dense" if len(heads) > DENSE else ""
     return (
         f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(table.title)}">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"<table{dense}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         + (f'<p class="note">{note}</p>' if note else "")
     )
 

@@ -79,9 +79,9 @@ def scale_of(unit: str, value: float) -> Scale:
 
 
 def common_scale(unit: str, values: Iterable[float]) -> Scale:
-    """One scale for a column or an axis: that of the median, so that few entries have many zeros."""
+    """One scale for a column or an axis: that of the middle between median and largest, on a logarithmic rule."""
     finite = sorted(abs(v) for v in values if math.isfinite(v) and v)
-    return scale_of(unit, finite[len(finite) // 2] if finite else 1.0)
+    return scale_of(unit, math.sqrt(finite[len(finite) // 2] * finite[-1]) if finite else 1.0)
 
 
 def digits_of(estimate: Estimate) -> int:
