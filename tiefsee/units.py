@@ -73,6 +73,12 @@ def format_quantity(value: float, unit: Unit, digits: int = 3, *, binary: bool =
     return f"{number} {prefix}{_SPELLINGS[base][0]}{rate}"
 
 
+def scale_of_quantity(value: float, unit: Unit) -> tuple[float, str]:
+    """What `format_quantity` divides such a value by, and what it writes behind it: 1.41e11 bytes -> (1e9, "GB")."""
+    label = format_quantity(value, unit).split(" ", 1)[1]
+    return _scale(label, unit, label), label
+
+
 def parse_bytes(text: str | int | float) -> float:
     """Bytes of "64 GiB", "16GB", "16G" or 1024; never negative."""
     value = parse_quantity(text, "bytes")

@@ -1,0 +1,150 @@
+"""The deployments that could be behind an endpoint, and what `plan.serving` says of each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from tiefsee.errors import ConfigError
+from tiefsee.hardware import Chip, chip_names, find_chip
+from tiefsee.plan.efficiency import calibration
+from tiefsee.plan.formats import formats_of, usual_precision
+from tiefsee.plan.identify.hypothesis import Guess, Hypothesis, Predictor, Quantity, Row
+from tiefsee.plan.serving import Load, Worker, serve_aggregated
+from tiefsee.spec import ModelSpec, checkpoint_tensors
+from tiefsee.spec.cost import Formats
+from tiefsee.spec.cost.types import BYTES
+
+# Drafts that are accepted of each: DeepSeek-V3's report, section 5.4.3, says 0.85 to 0.9; other texts give less.
+ACCEPTED = (0.6, 0.85)
+REPLICAS = (1, 2, 4)
+ROOM = 0.85  # of the memory: cache, activations and graphs want the rest
+DOUBLINGS = 3  # of the fewest chips that hold the weights
+MOST_TP = 16
+# 80 % of 392 measured runs of V3 and R1 lie within these factors of what the first, unfitted efficiencies say.
+UNFITTED: Mapping[Quantity, float] = {"ttft_s": 2.6, "tpot_s": 1.4}
+
+
+def hypotheses_of(spec: ModelSpec, chips: Sequence[str], rows: Sequence[Row]) -> tuple[Hypothesis, ...]:
+    """Every legal combination, for chips that can be had; raises ConfigError if nothing holds the model."""
+    found = [h for name in chips for h in _of_chip(spec, find_chip(name), rows)]
+    if not found:
+        raise ConfigError(f"no layout of up to {2**DOUBLINGS} times a node of {', '.join(chips)} holds the weights")
+    return tuple(found)
+
+
+def usual_chips() -> tuple[str, ...]:
+    """Those that can be had; nobody serves on a chip that is only announced. Where the die of a package is an entry of
+    its own (Ascend 910C), it is the rank, and stands for both."""
+    names = [name for name in chip_names() if not find_chip(name).is_announced_only]
+    return tuple(name for name in names if f"{name}-die" not in names)
+
+
+def _of_chip(spec: ModelSpec, chip: Chip, rows: Sequence[Row]) -> Iterator[Hypothesis]:
+    precisions = dict.fromkeys((usual_precision(chip), *(["fp4"] if chip.has("fp4") else [])))
+    replicas = REPLICAS if any(row.concurrency > 1 for row in rows) else REPLICAS[:1]
+    for precision in precisions:
+        for tp, dp, ep in _layouts(spec, chip, formats_of(precision)):
+            for drafts, accepted in _speculations(spec, rows):
+                for count in replicas:
+                    yield Hypothesis(chip.name, precision, tp, dp, ep, drafts, accepted, count)
+
+
+def _speculations(spec: ModelSpec, rows: Sequence[Row]) -> Iterator[tuple[int, float]]:
+    """Rows that say how many drafts were accepted leave one choice."""
+    known = {row.accepted for row in rows if row.accepted is not None}
+    if not spec.mtp_layers or known == {0.0}:
+        yield 0, 0.0
+        return
+    if known:
+        yield max(1, math.ceil(max(known))), sum(known) / len(known)
+        return
+    yield 0, 0.0
+    for accepted in ACCEPTED:
+        yield 1, accepted
+
+
+def _layouts(spec: ModelSpec, chip: Chip, formats: Formats) -> Iterator[tuple[int, int, int]]:
+    """(tp, dp, ep): tensor parallel, data parallel, and four ranks to a group; experts over all chips of a worker."""
+    num = 1
+    while weight_bytes(spec, formats) > ROOM * num * chip.memory_bytes.value and num < 4096:
+        num *= 2
+    heads = spec.layers[0].attention.num_attention_heads
+    seen = set()
+    for _ in range(DOUBLINGS):
+        for tp in (min(num, MOST_TP), 1, 4):
+            layout = (tp, num // tp, num if has_experts(spec) else 1)
+            if num % tp == 0 and heads % tp == 0 and layout not in seen and _is_legal(spec, chip, formats, layout):
+                seen.add(layout)
+                yield layout
+        num *= 2
+
+
+def _is_legal(spec: ModelSpec, chip: Chip, formats: Formats, layout: tuple[int, int, int]) -> bool:
+    """Whether heads and experts divide, and links join so many chips: asked by predicting one token."""
+    tp, dp, ep = layout
+    try:
+        serve_aggregated(
+            Worker(spec, chip, formats, tp, dp, ep), 1, Load(1, 16, 2), calibration().of(chip.vendor, None)
+        )
+    except ConfigError:
+        return False
+    return True
+
+
+def has_experts(spec: ModelSpec) -> bool:
+    return any(hasattr(layer.ffn, "n_routed_experts") for layer in spec.layers)
+
+
+@lru_cache(maxsize=32)
+def weight_bytes(spec: ModelSpec, formats: Formats) -> float:
+    """Weights of a whole replica: experts and other linears in their formats, the rest in BF16."""
+    total = 0.0
+    for tensor in checkpoint_tensors(spec):
+        stored = formats.experts if tensor.expert is not None else formats.linear if tensor.kind == "linear" else "bf16"
+        total += tensor.num_values * BYTES[stored]
+    return total
+
+
+def predictor_of(spec: ModelSpec, spread: Mapping[Quantity, float] = UNFITTED) -> Predictor:
+    """What `plan.serving` says, within `spread`, under the middle of all stacks."""
+
+    @lru_cache(maxsize=4096)
+    def worker(name: str, precision: str, tp: int, dp: int, ep: int) -> Worker:
+        return Worker(spec, find_chip(name), formats_of(precision), tp, dp, ep)
+
+    def guess(h: Hypothesis, row: Row) -> Guess:
+        own = worker(h.chip, h.precision, h.tp, h.dp, h.ep)
+        load = Load(row.concurrency, row.isl, row.osl, row.cached, _accepted(h, row), h.drafts)
+        served = serve_aggregated(own, h.replicas, load, calibration().of(own.chip.vendor, None))
+        return Guess(served.ttft_s, served.tpot_s, spread["ttft_s"], spread["tpot_s"])
+
+    return guess
+
+
+def predictor_from(predict: Callable[..., Any], spec: ModelSpec) -> Predictor:
+    """What `tiefsee.plan.predict` says, with its own ranges."""
+
+    def guess(h: Hypothesis, row: Row) -> Guess:
+        found = predict(
+            kind="e2e", model=spec, chip=h.chip, num_chips=h.num_chips * h.replicas, precision=h.precision,
+            layout={"tp": h.tp, "dp": h.dp, "ep": h.ep}, concurrency=row.concurrency, isl=row.isl, osl=row.osl,
+            mtp_acceptance=_accepted(h, row), mtp_drafts=h.drafts, cache_hit=row.cached / row.isl,
+        )  # fmt: skip
+        ttft, tpot = found.estimate("ttft_s"), found.estimate("tpot_s")
+        return Guess(ttft.value, tpot.value, *(math.sqrt(e.high / e.low) for e in (ttft, tpot)))
+
+    return guess
+
+
+def _accepted(h: Hypothesis, row: Row) -> float:
+    return h.accepted if row.accepted is None or not h.drafts else row.accepted
+
+
+def wanted_rows(spec: ModelSpec) -> tuple[Row, ...]:
+    """Loads that anybody can measure on an endpoint, within the model's context."""
+    loads = ((1024, 256, 1), (32768, 64, 1), (131072, 64, 1), (1024, 256, 16), (1024, 256, 64), (8192, 256, 64))
+    most = spec.max_position_embeddings
+    return tuple(Row(isl, osl, c) for isl, osl, c in loads if isl + osl <= most or isl == 1024)
