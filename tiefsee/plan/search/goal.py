@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tiefsee.errors import ConfigError
-from tiefsee.hardware import Chip, Figure, chip_names, find_chip
-from tiefsee.plan.efficiency import Efficiency
+from tiefsee.hardware import Chip, Figure
+from tiefsee.plan.deployment import OVERLAPPING_STACKS, as_ranks
+from tiefsee.plan.efficiency import Calibration, Efficiency, calibration
+from tiefsee.plan.formats import formats_of, usual_precision
 from tiefsee.plan.serving import Load
 from tiefsee.spec import ModelSpec
 from tiefsee.spec.cost import Formats
@@ -87,9 +89,11 @@ class Pool:
 
     chip: Chip
     count: int
+    precision: str
     formats: Formats
     efficiency: Efficiency
     usd_per_hour: Figure | None = None
+    overlap: bool = False
     ranks_per_chip: int = 1
     name: str = ""
 
@@ -106,14 +110,20 @@ class Pool:
 
 
 def make_pool(
-    chip: Chip, count: int, formats: Formats, efficiency: Efficiency, usd_per_hour: Figure | None = None
-) -> Pool:
-    """A pool of `count` chips; their dies are the ranks where the catalogue has them as an entry of their own."""
-    price = usd_per_hour or chip.usd_per_hour
-    die = f"{chip.name}-die"
-    if die in chip_names():
-        return Pool(find_chip(die), count * chip.dies, formats, efficiency, price, chip.dies, chip.name)
-    return Pool(chip, count, formats, efficiency, price, 1, chip.name)
+    chip: Chip, count: int, *, precision: str | None = None, kv_precision: str = "", stack: str | None = None,
+    date: str | None = None, usd_per_hour: Figure | None = None, base: Calibration | None = None,
+) -> Pool:  # fmt: skip
+    """A pool of `count` chips; the ranks of an Ascend 910C are its dies. Two-batch overlap is on if the stack does it.
+
+    Raises ConfigError for a precision, a stack or a date that means nothing.
+    """
+    ranks, num_ranks = as_ranks(chip, count)
+    chosen = precision or usual_precision(ranks)
+    efficiency = (base or calibration()).of(ranks.vendor, stack, date)
+    return Pool(
+        ranks, num_ranks, chosen, formats_of(chosen, kv_precision), efficiency, usd_per_hour or chip.usd_per_hour,
+        stack in OVERLAPPING_STACKS, num_ranks // count, chip.name,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tiefsee.plan.search.deployment import Plan
+from tiefsee.plan.search.placement import Plan
 
 # Above this the two models of one thing do not agree, and a user should know.
 DISAGREEMENT = 0.15

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tiefsee.errors import ConfigError
-from tiefsee.plan.search.deployment import Deployment, Plan
 from tiefsee.plan.search.goal import Slo
+from tiefsee.plan.search.placement import Placement, Plan
 from tiefsee.plan.simulate.lane import Lane, make_lane
 from tiefsee.plan.simulate.result import Life, Simulated, percentiles
 from tiefsee.plan.simulate.traffic import Ask, Closed, Lengths, Source, poisson, prompt_of
@@ -52,7 +52,7 @@ class Lanes:
 
 @dataclass(eq=False)
 class _Clock:
-    deployment: Deployment
+    placement: Placement
     source: Source
     front: list[Lane]  # where prompts go
     back: list[Lane]  # where answers are decoded; the same where aggregated
@@ -95,8 +95,8 @@ class _Clock:
         prefills_only = self.front is not self.back
         request = Request(name, list(prompt_of(ask, self.num_asked)), ask.isl, 1 if prefills_only else ask.osl)
         self.jobs[name] = _Job(ask)
-        role = self.deployment.prefill or self.deployment.decode
-        self._send(request, self._least_loaded(self.front), ask.arrival_s + role.pool.efficiency.request_s, ask)
+        lane = self._least_loaded(self.front)
+        self._send(request, lane, lane.front(ask.arrival_s), ask)
 
     def _send(self, request: Request, lane: Lane, when_s: float, ask: Ask) -> None:
         heapq.heappush(self.on_way, (max(when_s, ask.arrival_s), self.num_sent, request, lane))
@@ -118,7 +118,7 @@ class _Clock:
         job.num_preemptions += request.num_preemptions
         if self.front is not self.back and lane in self.front:
             # The first token is seen when its cache has arrived, as engines hand it out there.
-            job.first_s = now_s + self.deployment.transfer_s
+            job.first_s = now_s + self.placement.transfer_s
             tokens = [*request.tokens]
             moved = Request(request.request_id, tokens, len(tokens), job.ask.osl - 1)
             self._send(moved, self._least_loaded(self.back), job.first_s, job.ask)
@@ -132,7 +132,7 @@ class _Clock:
 
 def choose_lanes(plan: Plan) -> Lanes:
     """Few lanes that stand for all: as many as make a whole number of clients, and the ratio of prefill to decode."""
-    decode, prefill = plan.deployment.decode, plan.deployment.prefill
+    decode, prefill = plan.placement.decode, plan.placement.prefill
     total = decode.num_groups
     if prefill is None:
         clients = plan.concurrency / total
@@ -168,41 +168,41 @@ def simulate(
     lanes = choose_lanes(plan) if source is None else _all_lanes(plan)
     clients = max(1, round(plan.concurrency * lanes.share))
     if source is None:
-        lengths = Lengths(plan.deployment.workload, low, num_groups)
+        lengths = Lengths(plan.placement.workload, low, num_groups)
         if requests_per_s is not None:
             source = poisson(lengths, requests_per_s * lanes.share, num_requests or NUM_REQUESTS, seed)
         else:
             count = num_requests or max(NUM_REQUESTS // 2, 3 * clients)
-            ramp_s = plan.served.ttft_s + plan.deployment.workload.osl * plan.served.tpot_s
+            ramp_s = plan.served.ttft_s + plan.placement.workload.osl * plan.served.tpot_s
             source = Closed(lengths, clients, max(count, 3 * clients), seed, ramp_s)
-    clock = _Clock(plan.deployment, source, *_make_lanes(plan, lanes, source, seed))
+    clock = _Clock(plan.placement, source, *_make_lanes(plan, lanes, source, seed))
     clock.run()
     return _result(plan, slo, clock, lanes, seed, clients)
 
 
 def _all_lanes(plan: Plan) -> Lanes:
-    prefill, decode = plan.deployment.prefill, plan.deployment.decode
+    prefill, decode = plan.placement.prefill, plan.placement.decode
     return Lanes(0 if prefill is None else prefill.num_groups, decode.num_groups, 1.0, 1.0)
 
 
 def _make_lanes(plan: Plan, lanes: Lanes, source: Source, seed: int) -> tuple[list[Lane], list[Lane]]:
-    deployment, workload = plan.deployment, plan.deployment.workload
+    placement, workload = plan.placement, plan.placement.workload
     longest = source.longest_tokens
     prefixes = workload.cache_hit > 0 or source.has_prefixes
-    if deployment.prefill is None:
+    if placement.prefill is None:
         both = [
-            make_lane(deployment.decode, workload, longest, seed + n, kind="both", prefixes=prefixes)
+            make_lane(placement.decode, workload, longest, seed + n, kind="both", prefixes=prefixes)
             for n in range(lanes.second)
         ]
         return both, both
     front = [
-        make_lane(deployment.prefill, workload, longest, seed + n, kind="prefill", prefixes=prefixes, speed=lanes.speed)
+        make_lane(placement.prefill, workload, longest, seed + n, kind="prefill", prefixes=prefixes, speed=lanes.speed)
         for n in range(lanes.first)
     ]
     steps = workload.osl / (1 + workload.accepted)
     grain = max(1, min(math.ceil(source.num_requests * steps / _MOST_ENTRIES), round(steps * _GRAIN)))
     back = [
-        make_lane(deployment.decode, workload, longest, seed + 100 + n, kind="decode", prefixes=False, grain=grain)
+        make_lane(placement.decode, workload, longest, seed + 100 + n, kind="decode", prefixes=False, grain=grain)
         for n in range(lanes.second)
     ]
     return front, back
@@ -243,7 +243,7 @@ def _result(plan: Plan, slo: Slo, clock: _Clock, lanes: Lanes, seed: int, client
 
 
 def _notes(plan: Plan, lanes: Lanes, clients: int, closed: bool) -> tuple[str, ...]:
-    decode, prefill = plan.deployment.decode, plan.deployment.prefill
+    decode, prefill = plan.placement.decode, plan.placement.prefill
     notes = []
     if lanes.share < 1:
         of = f"{lanes.second} of {decode.num_groups} attention groups"
