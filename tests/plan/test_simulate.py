@@ -160,7 +160,7 @@ def test_v4_is_simulated_with_its_rings_and_snapshots():
 
 def test_drafts_are_accepted_as_often_as_is_said():
     """TPOT falls by the accepted tokens: one alone, so that nothing else plays a part."""
-    load = workload(osl=4000, mtp_acceptance=0.6, drafts=2)
+    load = workload(osl=4000, mtp_acceptance=0.6 + 0.36, drafts=2)
     plan = plan_of(load, concurrency=1)
     (life,) = simulate(plan, SLO, source=Trace([Ask(0.0, 4096, 4000)]), seed=9).lives
     step_s = decode_s(plan.placement.decode.worker, 1.0, 4096 + 2000, 2, EFFICIENCY)

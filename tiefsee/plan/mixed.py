@@ -87,7 +87,7 @@ def mix(
     """
     if goal == "chips" or (goal == "cost") != (requests_per_s is not None):
         raise ConfigError("several pools: either most throughput, or the least cost of a given request rate")
-    lacking = [pool.name or pool.chip.name for pool in pools if pool.usd_per_hour is None]
+    lacking = [pool.name for pool in pools if pool.usd_per_hour is None]
     if goal == "cost" and lacking:
         raise ConfigError(f"no price of {lacking[0]} is public; give one per card-hour, for example {lacking[0]}=2.5")
     if len({pool.chip.name for pool in pools}) < len(pools):

@@ -26,11 +26,15 @@ def fill(placement: Placement, slo: Slo, misses: Misses, *, most: float | None =
     if broken is not None:
         misses.level(placement, served, slo, broken)
         return None
-    ceiling, high_limit = _ceiling(placement), "memory"
-    if most is not None and most <= ceiling:
-        ceiling, high_limit = most, "demand"
-    low, served, limit = _bisect(placement, slo, low, served, max(low, ceiling))
-    return Plan(placement, low, served, limit or _as_limit(high_limit))
+    high = max(low, _ceiling(placement))
+    if most is not None and most <= high:
+        top = placement.serve(most)
+        if placement.broken(top, slo) is None:
+            return Plan(placement, most, top, "demand")
+        high = most
+    else:
+        high = _above(placement, slo, high)
+    return Plan(placement, *_bisect(placement, slo, low, served, high))
 
 
 def meet(placement: Placement, slo: Slo, demand: Demand, misses: Misses) -> Plan | None:
@@ -56,14 +60,23 @@ def meet(placement: Placement, slo: Slo, demand: Demand, misses: Misses) -> Plan
     return Plan(placement, high, served, "demand")
 
 
-def _bisect(
-    placement: Placement, slo: Slo, low: float, served: Served, high: float
-) -> tuple[float, Served, Limit | None]:
-    """(load, what comes of it, what is broken just above it); None if nothing is broken at `high`."""
+def _above(placement: Placement, slo: Slo, high: float) -> float:
+    """A load that is too much, or so much that more brings nothing: prefill is at its end."""
+    served = placement.serve(high)
+    while placement.broken(served, slo) is None:
+        more = placement.serve(2 * high)
+        if more.requests_per_s < 1.01 * served.requests_per_s:
+            break
+        high, served = 2 * high, more
+    return high
+
+
+def _bisect(placement: Placement, slo: Slo, low: float, served: Served, high: float) -> tuple[float, Served, Limit]:
+    """(load, what comes of it, what is broken just above it)."""
     top = placement.serve(high)
     broken = placement.broken(top, slo)
     if broken is None:
-        return high, top, None
+        return high, top, "prefill"
     while high - low > max(1.0, TOLERANCE * low):
         middle = float(round((low * high) ** 0.5 if high > 2 * low else (low + high) / 2))
         found = placement.serve(middle)
@@ -76,13 +89,9 @@ def _bisect(
 
 
 def _ceiling(placement: Placement) -> float:
-    """More than can run at once: what decodes, and two prompts for each group that prefills elsewhere."""
+    """About what can run at once: what decodes, and two prompts for each group that prefills elsewhere."""
     waiting = 0 if placement.prefill is None else 2 * placement.prefill.num_groups
     return float(placement.decode.count * placement.max_running + waiting)
-
-
-def _as_limit(name: str) -> Limit:
-    return "demand" if name == "demand" else "memory"
 
 
 __all__ = ["fill", "meet"]

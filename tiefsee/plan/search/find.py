@@ -64,7 +64,7 @@ class Question:
             raise ConfigError(
                 "a request rate goes with the goals chips and cost; most throughput has a rate of its own"
             )
-        lacking = [p.name or p.chip.name for p in self.pools if p.usd_per_hour is None]
+        lacking = [p.name for p in self.pools if p.usd_per_hour is None]
         if self.goal == "cost" and lacking:
             raise ConfigError(
                 f"no price of {lacking[0]} is public; give one per card-hour, for example {lacking[0]}=2.5"

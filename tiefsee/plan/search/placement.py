@@ -14,7 +14,7 @@ from tiefsee.plan.search.goal import Pool, Slo, Workload
 from tiefsee.plan.serving import Load, Served, Worker
 
 # What keeps a plan from taking one request more.
-Limit = Literal["tpot", "ttft", "memory", "transfer", "demand"]
+Limit = Literal["tpot", "ttft", "memory", "transfer", "prefill", "demand"]
 # Moves the model's figures to what was measured nearby: (placement, requests at once, the model's) -> corrected.
 Correct = Callable[["Placement", float, Served], Served]
 

@@ -220,7 +220,7 @@ def make_lane(
     )
     step_time = StepTime(role.worker, role.pool.efficiency, drafts)
     dice = np.random.default_rng(seed)
-    return Lane(Scheduler(config), step_time, dice, workload.mtp_acceptance, drafts, kind == "decode", speed, grain)
+    return Lane(Scheduler(config), step_time, dice, workload.chance, drafts, kind == "decode", speed, grain)
 
 
 __all__ = ["Lane", "make_lane"]

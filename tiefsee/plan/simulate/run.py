@@ -199,7 +199,7 @@ def _make_lanes(plan: Plan, lanes: Lanes, source: Source, seed: int) -> tuple[li
         make_lane(placement.prefill, workload, longest, seed + n, kind="prefill", prefixes=prefixes, speed=lanes.speed)
         for n in range(lanes.first)
     ]
-    steps = workload.osl / (1 + workload.accepted)
+    steps = workload.osl / (1 + workload.mtp_acceptance)
     grain = max(1, min(math.ceil(source.num_requests * steps / _MOST_ENTRIES), round(steps * _GRAIN)))
     back = [
         make_lane(placement.decode, workload, longest, seed + 100 + n, kind="decode", prefixes=False, grain=grain)
