@@ -63,7 +63,7 @@ class Workload:
             raise ConfigError(f"drafts is {self.drafts}; needed is 0 to 16")
         if not 0 <= self.mtp_acceptance <= self.drafts:
             raise ConfigError(
-                f"mtp_acceptance is {self.mtp_acceptance} of {self.drafts} drafts; it is how many are accepted, 0 to all"
+                f"mtp_acceptance is {self.mtp_acceptance} of {self.drafts} drafts; needed is how many are accepted"
             )
         if self.drafts and not self.spec.mtp_layers:
             raise ConfigError(f"{self.spec.model_type} has no MTP layer to draft with; leave drafts at 0")
