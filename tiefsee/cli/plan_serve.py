@@ -123,7 +123,9 @@ def pools_of(options: argparse.Namespace, calibrated: Calibrated) -> tuple[Pool 
     def pool(text: str, precision: str | None) -> Pool:
         chip, count = parse_fleet(text)
         price = price_of(chip, prices)
-        figure = price and Figure(price.value, "USD/h", "estimate", price.source, price.low, price.high)
+        figure = None
+        if price is not None:
+            figure = Figure(price.value, "USD/h", "estimate", price.source, price.low, price.high)
         return make_pool(
             chip, count, precision=precision or options.precision, kv_precision=options.kv_precision,
             stack=options.stack, date=options.date, usd_per_hour=figure, base=calibrated.base,

@@ -157,13 +157,13 @@ class Answer:
             osl = load.osl if name != "prefill" else 1
             rows.append(
                 (
-                    f"{name}: {role.count} x {worker_name(role.worker)}", role.pool.precision, *role.memory.parts().values(),
+                    f"{name}: {role.count} x {worker_name(role.worker)}", role.pool.precision,
+                    *role.memory.parts().values(),
                     role.count * role.memory.max_requests(load.isl, osl),
                 )
             )  # fmt: skip
-        return Table(
-            "What a card of the chosen one holds", columns, tuple(rows), "Requests: what fits into all its workers."
-        )
+        note = "Requests: what fits into all its workers."
+        return Table("What a card of the chosen one holds", columns, tuple(rows), note)
 
     def _named_roles(self) -> list[tuple[str, Role]]:
         placement = self.best.placement
@@ -189,7 +189,7 @@ class Answer:
         how = "A closed loop" if self.simulated[0].closed else "Poisson arrivals"
         return Table(
             "Simulated with the engine's scheduler", columns, tuple(rows),
-            f"{how}, seed {self.simulated[0].seed}; lengths all alike. Within: both levels kept, which goodput counts.", 0,
+            f"{how}, seed {self.simulated[0].seed}; lengths all alike. Within: both levels kept, as goodput counts.", 0,
         )  # fmt: skip
 
     def _alone(self) -> Table:
@@ -334,7 +334,8 @@ def simulated_data(s: Simulated) -> dict[str, Any]:
         return {"mean": p.mean, "p50": p.p50, "p90": p.p90, "p99": p.p99}
 
     return {
-        "layout": describe(s.plan), "concurrency": s.concurrency, "num_requests": s.num_requests, "closed": s.closed, "seed": s.seed,
+        "layout": describe(s.plan), "concurrency": s.concurrency, "num_requests": s.num_requests,
+        "closed": s.closed, "seed": s.seed,
         "share": s.share, "ttft_s": spread(s.ttft), "tpot_s": spread(s.tpot), "e2e_s": spread(s.e2e),
         "requests_per_s": s.requests_per_s, "goodput_requests_per_s": s.goodput_requests_per_s, "within": s.within,
         "mean_waiting": s.mean_waiting, "max_waiting": s.max_waiting, "num_preemptions": s.num_preemptions,
