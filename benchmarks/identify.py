@@ -42,9 +42,8 @@ def main() -> None:
             f"p {claims[-1]:.2f}, first {first} {probability:.2f}{', told' if told[-1] else ''}"
         )
     num = len(ranks)
-    print(
-        f"{num} endpoints: right chip first {ranks.count(1) / num:.0%}, among two {sum(r <= 2 for r in ranks) / num:.0%}"
-    )
+    two = sum(rank <= 2 for rank in ranks)
+    print(f"{num} endpoints: right chip first {ranks.count(1) / num:.0%}, among the first two {two / num:.0%}")
     print(f"among the candidates (claimed 90%) {sum(held) / num:.0%}, told {sum(told) / num:.0%}")
 
 
