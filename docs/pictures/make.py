@@ -1,6 +1,7 @@
-"""The example pictures of docs/plan.md, from the present model of time: python docs/pictures/make.py [FOLDER]
+"""The example picture of docs/plan.md, from the present model of time: python docs/pictures/make.py [FOLDER]
 
-DeepSeek-V3 on H200, H20 and Ascend 910C. The ranges are placeholders of +-20 % until the model's own are fitted.
+With a folder, the page too. DeepSeek-V3 on H200, H20 and Ascend 910C. Efficiencies are not fitted yet:
+figures and ranges are placeholders.
 """
 
 from __future__ import annotations
@@ -210,17 +211,17 @@ def document() -> Document:
             roofline(chosen.worker, e, batch=chosen.load.concurrency, context=chosen.load.context), scaling(),
         ),
         sources=(Source("model", "tiefsee's model of time, docs/plan.md"), Source("tco", usd.source)),
-        notes=("Ranges of these examples are placeholders.",),
+        notes=("An example of the drawing: efficiencies are not fitted yet, figures and ranges are placeholders.",),
         command="tiefsee plan serve --model deepseek-ai/DeepSeek-V3 --chips h200:32 --isl 4096 --osl 1024 --tpot-ms 50",
         date=date.today().isoformat(),
     )  # fmt: skip
 
 
 def main() -> None:
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
     found = document()
-    (folder / "serve.html").write_text(page(found), encoding="utf-8")
-    write_png(folder / "serve.png", found)
+    if len(sys.argv) > 1:
+        (Path(sys.argv[1]) / "serve.html").write_text(page(found), encoding="utf-8")
+    write_png((Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent) / "serve.png", found)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,13 @@ def run(options: argparse.Namespace) -> int:
     from tiefsee.hardware import find_chip
     from tiefsee.plan.identify import Field, identify
     from tiefsee.plan.identify.answer import answer
-    from tiefsee.plan.identify.deployments import hypotheses_of, predictor_of, usual_chips, wanted_rows
+    from tiefsee.plan.identify.deployments import (
+        UNFITTED_CAUTION,
+        hypotheses_of,
+        predictor_of,
+        usual_chips,
+        wanted_rows,
+    )
 
     check_report_options(options)
     rows = rows_of(options.measured)
@@ -41,7 +47,9 @@ def run(options: argparse.Namespace) -> int:
     field = Field(hypotheses_of(spec, chips, rows), rows, predictor_of(spec))
     verdict = identify(field, wanted_rows(spec))
     command = f"tiefsee plan identify --model {options.model} --measured {options.measured}"
-    return deliver(answer(name, field, verdict, grade_of, command=command, date=date.today().isoformat()), options)
+    today = date.today().isoformat()
+    found = answer(name, field, verdict, grade_of, caution=UNFITTED_CAUTION, command=command, date=today)
+    return deliver(found, options)
 
 
 def grade_of(chip: Chip) -> Grade:

@@ -7,14 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from tiefsee.errors import ConfigError
 from tiefsee.hardware import Chip, Figure
-from tiefsee.plan.deployment import Deployment
+from tiefsee.plan.deployment import Deployment, as_ranks
 from tiefsee.plan.estimate import Estimate, Grade
 from tiefsee.plan.formats import conversion_note
+from tiefsee.plan.money import price_of, usd_per_million_tokens
 from tiefsee.plan.prediction import Prediction
 from tiefsee.plan.question import Question
 from tiefsee.plan.serving import PREFILL_TOKENS, Worker, decode_s, decode_step, prefill_each_s, prefill_s, prefill_step
-from tiefsee.errors import ConfigError
 
 TAIL = 1.2816  # deviations that leave a tenth of a normal distribution outside, on one side
 
@@ -35,7 +36,7 @@ def answer_decode(q: Question) -> Prediction:
 
     situation = q.situation(Deployment(worker, replicas, q.precision, worker, 1), requests)
     mean, deviation = q.calibrated.tpot.correction(situation)
-    grade = grade_of(worker.chip, q.calibrated.tpot.grade(situation))
+    grade = grade_of(worker.chip, q.calibrated.grade(situation, "tpot"))
     value = tpot_s(worker) * math.exp(mean)
     tpot = ranged(value, with_chip(deviation, worker, tpot_s), "tpot_s", grade)
     figures = {
@@ -44,7 +45,7 @@ def answer_decode(q: Question) -> Prediction:
         "tokens_per_s_per_chip": tpot.inverse(requests / q.num_chips, "tokens_per_s_per_chip"),
     }
     parts = decode_step(worker, each / worker.pp, context, q.drafts).parts(e) | {"host": e.step_s}
-    return _prediction("decode", "tpot_s", figures, parts, q, (worker,), q.num_chips)
+    return _prediction("decode", "tpot_s", figures, parts, q, (worker,))
 
 
 def answer_prefill(q: Question) -> Prediction:
@@ -58,7 +59,7 @@ def answer_prefill(q: Question) -> Prediction:
 
     situation = q.situation(Deployment(worker, replicas, q.precision, worker, 1), q.batch or groups)
     mean, deviation = q.calibrated.prefill.correction(situation)
-    grade = grade_of(worker.chip, q.calibrated.prefill.grade(situation))
+    grade = grade_of(worker.chip, q.calibrated.grade(situation, "prefill"))
     deviation = with_chip(deviation, worker, each_s)
     rate = groups * q.tokens / (each_s(worker) * math.exp(mean)) / q.num_chips
     alone = prefill_s(worker, q.tokens, cached, e) * math.exp(mean) + e.request_s
@@ -68,7 +69,7 @@ def answer_prefill(q: Question) -> Prediction:
     }
     new = min(step_tokens, PREFILL_TOKENS)
     parts = prefill_step(worker, new, max(1.0, new / (q.tokens - cached)), cached).parts(e, eager=True)
-    return _prediction("prefill", "ttft_s", figures, parts | {"host": e.step_s}, q, (worker,), q.num_chips)
+    return _prediction("prefill", "ttft_s", figures, parts | {"host": e.step_s}, q, (worker,))
 
 
 def answer_e2e(q: Question, disagg: Mapping[str, Any] | None) -> Prediction:
@@ -86,7 +87,7 @@ def answer_e2e(q: Question, disagg: Mapping[str, Any] | None) -> Prediction:
     tpot_deviation = with_chip(
         tpot_deviation, d.decode, lambda w: replace(d, decode=w).serve(load, decode_e, prefill_e).tpot_s
     )
-    grade = grade_of(d.decode.chip, q.calibrated.tpot.grade(situation))
+    grade = grade_of(d.decode.chip, q.calibrated.grade(situation, "tpot"))
     tpot_s, ttft_s = served.tpot_s * math.exp(tpot_mean), served.ttft_s * math.exp(ttft_mean)
     whole_s = ttft_s + q.osl * tpot_s
     share = ttft_s / whole_s
@@ -102,7 +103,7 @@ def answer_e2e(q: Question, disagg: Mapping[str, Any] | None) -> Prediction:
     parts = decode_step(w, max(1.0, served.batch) / w.pp, load.context, q.drafts).parts(decode_e)
     between = max(0.0, served.tpot_s * (1 + q.accepted) - served.step_s)
     parts = parts | {"host": decode_e.step_s} | ({"prefill between steps": between} if between else {})
-    return _prediction("e2e", "tokens_per_s_per_chip", figures, parts, q, (d.decode, first), num_chips)
+    return _prediction("e2e", "tokens_per_s_per_chip", figures, parts, q, (d.decode, first))
 
 
 def ranged(value: float, deviation: float, unit: str, grade: Grade) -> Estimate:
@@ -145,19 +146,12 @@ def _figures(chip: Chip) -> list[Figure]:
 
 def _prediction(
     kind: str, main: str, figures: dict[str, Estimate], parts: Mapping[str, float], q: Question,
-    workers: tuple[Worker, ...], num_chips: int,
+    workers: tuple[Worker, ...],
 ) -> Prediction:  # fmt: skip
     """Money, where a price is public, the largest part, sources and notes."""
-    prices = [worker.chip.usd_per_hour for worker in workers]
-    if len({worker.chip.name for worker in workers}) == 1 and prices[0] is not None:
-        rate, price = figures["tokens_per_s_per_chip"], prices[0]
-        spread = math.hypot(math.log(rate.high / rate.low), math.log(price.high / price.low)) / 2
-        usd = price.value / 3600 / rate.value * 1e6
-        figures = figures | {
-            "usd_per_million_tokens": Estimate(
-                usd, usd / math.exp(spread), usd * math.exp(spread), "usd_per_million_tokens", rate.grade
-            )
-        }
+    price = price_of(q.chip)
+    if price is not None and {worker.chip.name for worker in workers} == {as_ranks(q.chip, 1)[0].name}:
+        figures = figures | {"usd_per_million_tokens": usd_per_million_tokens(figures["tokens_per_s_per_chip"], price)}
     chips = {worker.chip.name: worker.chip for worker in workers}
     sources = dict.fromkeys(figure.source for chip in chips.values() for figure in _figures(chip))
     notes = [note for worker in workers if (note := conversion_note(worker.chip, worker.formats))]

@@ -18,7 +18,7 @@ from tiefsee.plan.calibrated import QUANTITIES, Calibrated, write_kernels, write
 from tiefsee.plan.efficiency import Calibration, write_calibration
 from tiefsee.plan.fit import REFERENCE, Fitted, accepted_of, answers, fit
 from tiefsee.plan.measured import shipped_runs
-from tiefsee.plan.neighbours import Kernel, Neighbours, Situation
+from tiefsee.plan.neighbours import Kernel, Neighbours, Situation, robust_noises
 from tiefsee.plan.points_file import shipped_points
 from tiefsee.plan.samples import Sample, samples_of_points, samples_of_runs
 from tiefsee.plan.tune import left_out, narrowed, tune
@@ -74,7 +74,9 @@ def with_neighbours(
     samples: Sequence[Sample], calibration: Calibration, drafts: Sequence[int], kernels: dict[str, Kernel]
 ) -> Calibrated:
     found = residuals(samples, drafts, calibration)
-    made = {q: Neighbours(kernels[q], tuple(s), tuple(v)) for q, (_, s, v) in found.items()}
+    made = {
+        q: Neighbours(kernels[q], tuple(s), tuple(v), robust_noises(kernels[q], s, v)) for q, (_, s, v) in found.items()
+    }
     return Calibrated(calibration, *(made[quantity] for quantity in QUANTITIES))
 
 

@@ -12,6 +12,7 @@ from functools import cache
 from importlib import resources
 
 from tiefsee.plan.efficiency import Calibration, calibration
+from tiefsee.plan.estimate import Grade
 from tiefsee.plan.neighbours import SITUATION_FIELDS, Kernel, Neighbours, Situation
 
 QUANTITIES = ("tpot", "ttft", "prefill")
@@ -25,6 +26,14 @@ class Calibrated:
     tpot: Neighbours
     ttft: Neighbours
     prefill: Neighbours
+
+    def grade(self, situation: Situation, quantity: str) -> Grade:
+        """The evidence for a quantity; a chip that is known from other quantities only is no more than fitted."""
+        own: Neighbours = getattr(self, quantity)
+        grade = own.grade(situation)
+        if grade == "datasheet" and any(s.chip == situation.chip for q in QUANTITIES for s in getattr(self, q).situations):
+            return "fitted"
+        return grade
 
 
 @cache
@@ -52,22 +61,26 @@ def write_kernels(kernels: Mapping[str, Kernel]) -> str:
 
 
 def read_neighbours(text: str, kernels: Mapping[str, Kernel]) -> dict[str, Neighbours]:
-    """One row for each measured quantity: the quantity, the residual, the situation."""
+    """One row for each measured quantity: the quantity, residual and noise, the situation."""
     types = {f.name: {"str": str, "int": int, "float": float}[str(f.type)] for f in fields(Situation)}
-    rows: dict[str, tuple[list[Situation], list[float]]] = {quantity: ([], []) for quantity in QUANTITIES}
+    rows: dict[str, list[tuple[Situation, float, float]]] = {quantity: [] for quantity in QUANTITIES}
     for row in csv.DictReader(io.StringIO(text)):
-        situations, residuals = rows[row["quantity"]]
-        situations.append(Situation(**{name: kind(row[name]) for name, kind in types.items()}))
-        residuals.append(float(row["residual"]))
-    return {q: Neighbours(kernels[q], tuple(situations), tuple(found)) for q, (situations, found) in rows.items()}
+        situation = Situation(**{name: kind(row[name]) for name, kind in types.items()})
+        rows[row["quantity"]].append((situation, float(row["residual"]), float(row["noise"])))
+    return {
+        quantity: Neighbours(
+            kernels[quantity], tuple(s for s, _, _ in found), tuple(r for _, r, _ in found), tuple(n for _, _, n in found)
+        )
+        for quantity, found in rows.items()
+    }
 
 
 def write_neighbours(neighbours: Mapping[str, Neighbours]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["quantity", "residual", *SITUATION_FIELDS])
+    writer.writerow(["quantity", "residual", "noise", *SITUATION_FIELDS])
     for quantity, found in neighbours.items():
-        for situation, residual in zip(found.situations, found.residuals, strict=True):
+        for situation, residual, noise in zip(found.situations, found.residuals, found.noises, strict=True):
             row = [f"{v:.5g}" if isinstance(v, float) else v for v in astuple(situation)]
-            writer.writerow([quantity, f"{residual:.4f}", *row])
+            writer.writerow([quantity, f"{residual:.4f}", f"{noise:.4f}", *row])
     return out.getvalue()

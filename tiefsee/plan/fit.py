@@ -69,7 +69,7 @@ def parameters_of(samples: Iterable[Sample]) -> tuple[Parameter, ...]:
     return (*found, *(Parameter("accepted", str(drafts), ACCEPTED_SPREAD) for drafts in ACCEPTED))
 
 
-def calibration_at(parameters: Sequence[Parameter], x: Sequence[float], fitted_on: str = "") -> Calibration:
+def calibration_at(parameters: Sequence[Parameter], x: Array | Sequence[float], fitted_on: str = "") -> Calibration:
     """The calibration that parameters stand for."""
     base = dict.fromkeys(FIELDS, 1.0)
     factors: dict[str, dict[str, float]] = {}
@@ -82,7 +82,7 @@ def calibration_at(parameters: Sequence[Parameter], x: Sequence[float], fitted_o
         elif scope == "accepted":
             accepted[int(parameter.name)] *= math.exp(value)
         elif scope == "trend":
-            trends[who] = value
+            trends[who] = float(value)
         else:
             factors.setdefault(parameter.scope, {})[parameter.name] = math.exp(value)
     return Calibration(
@@ -204,8 +204,8 @@ def _minimise(
         for j, part in enumerate(touched):
             moved = x.copy()
             moved[j] += 0.03
-            rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in part]) if part else []
             if part:
+                rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in part])
                 jacobian[rows, j] = (residuals(moved, part) - now[rows]) / 0.03
         pull = weight / (1 + now * now / 4)
         curvature = jacobian.T @ (jacobian * pull[:, None]) + np.diag(1 / spread**2)

@@ -92,22 +92,21 @@ class Kernel:
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    """Measured runs and the logarithms of measured / predicted of one quantity. Outliers weigh little."""
+    """Measured runs and the logarithms of measured / predicted of one quantity, each with the deviation of its noise:
+    outliers weigh little."""
 
     kernel: Kernel
     situations: tuple[Situation, ...]
     residuals: tuple[float, ...]
+    noises: tuple[float, ...]
 
     def correction(self, situation: Situation) -> tuple[float, float]:
         """(mean, deviation) of the logarithm of measured / predicted; the deviation is a new run's, noise included."""
         if not self.situations:
             return 0.0, math.sqrt(self.kernel.variance)
-        import numpy as np
-
-        solved, factor = self._solved
+        inverse, solved = self._solved
         near = self.kernel.between([situation], self.situations)[0]
-        part = np.linalg.solve(factor, near)
-        variance = self.kernel.variance - float(part @ part)
+        variance = self.kernel.variance - float(near @ inverse @ near)
         return float(near @ solved), math.sqrt(max(variance, self.kernel.noise**2))
 
     def grade(self, situation: Situation) -> Grade:
@@ -117,26 +116,27 @@ class Neighbours:
             return "measured"
         return "fitted" if stacks else "datasheet"
 
-    def without(self, leave: Sequence[bool]) -> Neighbours:
-        """The same without the runs that are marked."""
-        kept = [i for i, left in enumerate(leave) if not left]
-        return Neighbours(
-            self.kernel, tuple(self.situations[i] for i in kept), tuple(self.residuals[i] for i in kept)
-        )
-
     @cached_property
     def _solved(self) -> tuple[Array, Array]:
-        """(K^-1 y, the Cholesky factor of K), with more noise where a residual lies far out."""
+        """(K^-1, K^-1 y)"""
         import numpy as np
 
-        covariance, y = self.kernel.between(self.situations, self.situations), np.array(self.residuals)
-        noise = np.full(len(y), self.kernel.noise**2)
-        for _ in range(3):
-            inverse = np.linalg.inv(covariance + np.diag(noise))
-            left_out = (inverse @ y) / np.diag(inverse)  # y - its prediction from all others
-            noise = self.kernel.noise**2 * np.maximum(1.0, (left_out * np.sqrt(np.diag(inverse)) / 2) ** 2)
-        factor = np.linalg.cholesky(covariance + np.diag(noise))
-        return np.linalg.solve(factor.T, np.linalg.solve(factor, y)), factor
+        covariance = self.kernel.between(self.situations, self.situations)
+        inverse = np.linalg.inv(covariance + np.diag(np.array(self.noises) ** 2))
+        return inverse, inverse @ np.array(self.residuals)
+
+
+def robust_noises(kernel: Kernel, situations: Sequence[Situation], residuals: Sequence[float]) -> tuple[float, ...]:
+    """The noise of each run as a deviation: the kernel's, and more where its residual lies far from what all others say."""
+    import numpy as np
+
+    covariance, y = kernel.between(situations, situations), np.array(residuals)
+    noise = np.full(len(y), kernel.noise**2)
+    for _ in range(3):
+        inverse = np.linalg.inv(covariance + np.diag(noise))
+        strange = (inverse @ y) / np.sqrt(np.diag(inverse)) / 2
+        noise = kernel.noise**2 * np.maximum(1.0, strange**2)
+    return tuple(float(value) for value in np.sqrt(noise))
 
 
 SITUATION_FIELDS = tuple(f.name for f in fields(Situation))

@@ -19,7 +19,7 @@ from tiefsee.plan.estimate import Estimate
 from tiefsee.plan.report import charts
 from tiefsee.plan.report.numbers import common_scale, exact
 
-Question = Callable[[Mapping[str, float]], float]
+Function = Callable[[Mapping[str, float]], float]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Swing:
     remark: str = ""
 
 
-def vary(question: Question, inputs: Sequence[Input]) -> tuple[float, tuple[Swing, ...]]:
+def vary(question: Function, inputs: Sequence[Input]) -> tuple[float, tuple[Swing, ...]]:
     """The answer as it is, and the swings from the largest on. Inputs without a range are not asked about.
 
     An end at which the question raises a TiefseeError (the load does not fit, an SLO breaks) counts as an infinite
@@ -80,7 +80,7 @@ def vary(question: Question, inputs: Sequence[Input]) -> tuple[float, tuple[Swin
     return base, tuple(sorted(swings, key=lambda s: -s.size))
 
 
-def _ask(question: Question, values: Mapping[str, float]) -> tuple[float | None, str]:
+def _ask(question: Function, values: Mapping[str, float]) -> tuple[float | None, str]:
     try:
         found = question(values)
     except TiefseeError as error:

@@ -9,7 +9,7 @@ from typing import Literal
 from tiefsee.errors import ConfigError
 from tiefsee.hardware import Chip, Figure
 from tiefsee.plan.efficiency import FIELDS, Efficiency
-from tiefsee.plan.sensitivity import Input, Question
+from tiefsee.plan.sensitivity import Function, Input
 from tiefsee.plan.serving import Load, Worker, serve_aggregated
 
 Quantity = Literal["tokens_per_s_per_chip", "tpot_s", "ttft_s", "usd_per_million_tokens"]
@@ -51,7 +51,7 @@ def _efficiencies(e: Efficiency, spread: Mapping[str, float]) -> Iterator[Input]
         yield Input(f"efficiency.{name}", value / factor, value, high, unit, LABELS.get(name, name.replace("_", " ")))
 
 
-def serving_question(worker: Worker, replicas: int, load: Load, e: Efficiency, quantity: Quantity) -> Question:
+def serving_question(worker: Worker, replicas: int, load: Load, e: Efficiency, quantity: Quantity) -> Function:
     """What an aggregated deployment gives, for the inputs of `serving_inputs`."""
 
     def question(values: Mapping[str, float]) -> float:

@@ -19,9 +19,16 @@ SHOWN, SUGGESTED = 8, 3  # layouts in the table, measurements in the notes
 
 
 def answer(
-    model: str, field: Field, verdict: Verdict, grade_of: Callable[[Chip], Grade], *, command: str, date: str
+    model: str,
+    field: Field,
+    verdict: Verdict,
+    grade_of: Callable[[Chip], Grade],
+    *,
+    caution: str = "",
+    command: str,
+    date: str,
 ) -> Document:
-    """What could be behind the rows of the field, with what it rests on."""
+    """What could be behind the rows of the field; `caution` is what a reader has to know of the predictor."""
     rows = list(dict.fromkeys(o.row for o in field.observed))
     best = verdict.hypotheses[0][0]
     grade = weakest(grade_of(find_chip(chip)) for chip in verdict.candidates)
@@ -40,7 +47,12 @@ def answer(
         ),
         tables=(_layouts(verdict), _fit(field, best, rows, grade)),
         charts=(_bars(verdict),),
-        notes=(*verdict.doubts, *map(_advice, verdict.next[:SUGGESTED]), f"not asked about: {NOT_ASKED}"),
+        notes=(
+            *([caution] if caution else []),
+            *verdict.doubts,
+            *map(_advice, verdict.next[:SUGGESTED]),
+            f"not asked about: {NOT_ASKED}",
+        ),
         command=command,
         date=date,
         data=_data(verdict),

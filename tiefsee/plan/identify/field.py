@@ -14,6 +14,7 @@ each: many layouts do not make a chip likelier. P(chip) is the mean of its layou
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 SIGMAS_OF_80 = 1.2816  # a normal variable lies within so many of its sigmas 80 % of the time
 # Standard deviations of the logarithm within one deployment, (shape, row): of 392 measured runs of V3 and R1 in 29
-# configurations of chip, stack, release, precision and layout, what a plane over log length and log load explains
-# beyond the configuration's own mean, and what it leaves.
+# configurations of chip, stack, release, precision and layout, held against the model of time before it was fitted,
+# what a plane over log length and log load explains beyond the configuration's own mean, and what it leaves.
 WITHIN: dict[Quantity, tuple[float, float]] = {"ttft_s": (0.31, 0.32), "tpot_s": (0.11, 0.073)}
 CROSS = 0.35  # correlation of the configurations' means of TTFT and TPOT, from the same runs
 LENGTH = 1.5  # how far in log length and log load (a factor of 4.5) a smooth error reaches
@@ -45,7 +46,10 @@ class Field:
         self.observed = tuple(observations(rows))
         if not self.observed:
             raise ConfigError("no row has a ttft_ms or a tpot_ms; needed is at least one")
-        table = [[log_sigma(predictor(h, o.row), o.quantity) for o in self.observed] for h in hypotheses]
+        table = []
+        for h in hypotheses:
+            guesses = {row: predictor(h, row) for row in {o.row for o in self.observed}}
+            table.append([figure_of(guesses[o.row], o.quantity) for o in self.observed])
         self.log_predicted = np.log([[value for value, _ in line] for line in table])
         self.sigmas = np.array([[sigma for _, sigma in line] for line in table])
 
@@ -73,8 +77,8 @@ class Field:
         import numpy as np
 
         likelihood, _ = self.errors(log_measured)
-        names = [h.chip for h in self.hypotheses]
-        prior = np.array([1.0 / names.count(name) for name in names])
+        layouts = Counter(h.chip for h in self.hypotheses)
+        prior = np.array([1.0 / layouts[h.chip] for h in self.hypotheses])
         weight = np.exp(likelihood - likelihood.max()) * prior
         found: np.ndarray = weight / weight.sum()
         return found
@@ -117,6 +121,7 @@ def _parts(quantity: Quantity, sigma: float) -> tuple[float, float, float]:
     return math.sqrt(sigma**2 - shape**2 - row**2), shape, row
 
 
-def log_sigma(guess: Guess, quantity: Quantity) -> tuple[float, float]:
+def figure_of(guess: Guess, quantity: Quantity) -> tuple[float, float]:
+    """(value, standard deviation of its logarithm)."""
     spread = guess.ttft_spread if quantity == "ttft_s" else guess.tpot_spread
     return float(getattr(guess, quantity)), math.log(spread) / SIGMAS_OF_80

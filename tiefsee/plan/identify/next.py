@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tiefsee.plan.identify.field import Field, covariance, log_sigma
+from tiefsee.plan.identify.field import Field, covariance, figure_of
 from tiefsee.plan.identify.hypothesis import Hypothesis, Observation, Quantity, Row
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _expected(field: Field, index: int, measured: np.ndarray, new: Observation) 
     """Mean and standard deviation of the logarithm of a row yet to be measured, given those that were."""
     import numpy as np
 
-    value, sigma = log_sigma(field.predictor(field.hypotheses[index], new.row), new.quantity)
+    value, sigma = figure_of(field.predictor(field.hypotheses[index], new.row), new.quantity)
     full = covariance([*field.observed, new], np.append(field.sigmas[index], sigma))
     seen, cross = full[:-1, :-1], full[-1, :-1]
     moved = np.linalg.solve(seen, cross)

@@ -1,4 +1,4 @@
-"""A document as one picture: the answer, its figures and all charts. Needs matplotlib (the extra `plot`)."""
+"""A document as one picture: answer, figures, all charts, notes and sources. Needs matplotlib (the extra `plot`)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,18 @@ def layout(document: Document) -> Scene:
     heights = [top] * columns
     for chart, column in zip(document.charts, _columns(document.charts, columns), strict=True):
         heights[column] += _block(canvas, chart, GAP + column * (COLUMN + GAP), heights[column])
-    return canvas.scene(max(heights) + 10)
+    return canvas.scene(_small_print(canvas, document, width - 2 * GAP, max(heights)))
+
+
+def _small_print(canvas: Canvas, document: Document, width: float, level: float) -> float:
+    """Notes, sources and the command: a picture travels without its page."""
+    sources = [f"[{i}] {source.text}" for i, source in enumerate(document.sources, 1)]
+    made = " ".join(filter(None, (document.command, f"({document.date})" if document.date else "")))
+    for text in (*(f"Note: {note}" for note in document.notes), *sources, made):
+        for line in wrap(text, width, SIZE - 1):
+            canvas.text(GAP, level, line, size=SIZE - 1, colour="quiet")
+            level += 17
+    return level + 10
 
 
 def _columns(charts: Sequence[Chart], columns: int) -> Sequence[int]:
