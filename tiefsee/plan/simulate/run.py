@@ -23,8 +23,8 @@ from tiefsee.schedule import Request
 # but at least three for each client: one to fill up, one to measure, one to run out.
 NUM_REQUESTS = 1000
 MOST_LANES = 8
-# Tokens of single requests that a scheduler is asked for, at most: about 2 s of this program's time.
-_MOST_ENTRIES = 250_000
+# Entries that a decode pool's scheduler is asked for in a simulation, about: one second of this program's time.
+_MOST_ENTRIES = 120_000
 # Steps that a decode pool may take at once all the same, as a share of an answer's.
 _GRAIN = 0.01
 # Lighter loads that are tried until the levels are kept.
