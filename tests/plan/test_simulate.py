@@ -12,8 +12,8 @@ from tests.plan.pools import EFFICIENCY, pool, workload
 from tiefsee.errors import ConfigError
 from tiefsee.plan.search import Demand, Placement, Pool, Question, Slo, search
 from tiefsee.plan.search.fill import fill
-from tiefsee.plan.search.find import Side
 from tiefsee.plan.search.misses import Misses
+from tiefsee.plan.search.sides import Side
 from tiefsee.plan.serving import decode_s, prefill_s
 from tiefsee.plan.simulate import Ask, Lengths, Trace, poisson, simulate, simulate_plans
 from tiefsee.plan.simulate.lane import make_lane
