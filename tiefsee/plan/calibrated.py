@@ -31,7 +31,9 @@ class Calibrated:
         """The evidence for a quantity; a chip that is known from other quantities only is no more than fitted."""
         own: Neighbours = getattr(self, quantity)
         grade = own.grade(situation)
-        if grade == "datasheet" and any(s.chip == situation.chip for q in QUANTITIES for s in getattr(self, q).situations):
+        if grade == "datasheet" and any(
+            s.chip == situation.chip for q in QUANTITIES for s in getattr(self, q).situations
+        ):
             return "fitted"
         return grade
 
@@ -69,7 +71,10 @@ def read_neighbours(text: str, kernels: Mapping[str, Kernel]) -> dict[str, Neigh
         rows[row["quantity"]].append((situation, float(row["residual"]), float(row["noise"])))
     return {
         quantity: Neighbours(
-            kernels[quantity], tuple(s for s, _, _ in found), tuple(r for _, r, _ in found), tuple(n for _, _, n in found)
+            kernels[quantity],
+            tuple(s for s, _, _ in found),
+            tuple(r for _, r, _ in found),
+            tuple(n for _, _, n in found),
         )
         for quantity, found in rows.items()
     }

@@ -238,5 +238,3 @@ def _touched(parameter: Parameter, samples: Sequence[Sample], drafts: Sequence[i
     else:
         belongs = lambda i: samples[i].stack == who  # noqa: E731
     return [i for i in range(len(samples)) if belongs(i)]
-
-

@@ -82,7 +82,9 @@ def _check(name: str, size: Any, least: float) -> None:
     if isinstance(size, bool) or not isinstance(size, (int, float)) or not math.isfinite(size):
         raise ConfigError(f"{name} is {size!r}; needed is a number")
     if not least <= size <= MOST:
-        raise ConfigError(f"{name} is {size:g}; needed is {'more than 0' if least > 0 else '0 or more'}, below {MOST:g}")
+        raise ConfigError(
+            f"{name} is {size:g}; needed is {'more than 0' if least > 0 else '0 or more'}, below {MOST:g}"
+        )
 
 
 def _drafts(drafts: int | None, accepted: float) -> int:
@@ -105,5 +107,3 @@ def _imbalance(imbalance: float | str | None) -> float | None:
             f"imbalance is {imbalance!r}; needed is the fullest rank's load over the mean's, 1 or more, or 'balanced'"
         )
     return float(imbalance)
-
-
