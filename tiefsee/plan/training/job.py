@@ -1,0 +1,149 @@
+"""What is to be trained, on what, and with which batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tiefsee.errors import ConfigError
+from tiefsee.hardware import Chip, chip_names, find_chip
+from tiefsee.plan.formats import ALIASES, PRECISIONS, formats_of
+from tiefsee.spec import ModelSpec
+from tiefsee.spec.cost import Formats
+
+Optimizer = Literal["adamw", "muon"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The published recipe of a kind of model: what a job takes where nothing is said."""
+
+    sequence: int
+    global_batch_tokens: float
+    tokens: float
+    optimizer: Optimizer
+    source: str
+
+
+# By model_type (V4 by size: Flash has 43 layers).
+_V3 = Recipe(4096, 15360 * 4096.0, 14.8e12, "adamw", "DeepSeek-V3 report, arXiv 2412.19437, section 4.2")
+RECIPES = {
+    "deepseek_v2": Recipe(4096, 9216 * 4096.0, 8.1e12, "adamw", "DeepSeek-V2 report, arXiv 2405.04434, section 3.1.2"),
+    "deepseek_v3": _V3,
+    "deepseek_v32": _V3,
+    "deepseek_v4": Recipe(16384, 94.4e6, 33e12, "muon", "DeepSeek-V4 report, section 4.2.2 (4K, then 16K)"),
+    "deepseek_v4_flash": Recipe(16384, 75.5e6, 32e12, "muon", "DeepSeek-V4 report, section 4.2.2 (4K, then 16K)"),
+}
+
+
+def recipe_of(spec: ModelSpec) -> Recipe:
+    small = spec.model_type == "deepseek_v4" and len(spec.layers) < 50
+    return RECIPES.get("deepseek_v4_flash" if small else spec.model_type, _V3)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainJob:
+    """`num_chips` of `chip` as the catalogue counts them; `rank_chip` is what one rank runs on, and `ranks_per_chip`
+    how many of those a chip has: two for an Ascend 910C, whose dies are ranks of their own.
+
+    `stack` None is a good stack of today. `imbalance` is the fullest rank's routed tokens over the mean's.
+    """
+
+    model: str
+    spec: ModelSpec
+    chip: Chip
+    num_chips: int
+    rank_chip: Chip
+    ranks_per_chip: int
+    sequence: int
+    global_batch: int
+    tokens: float
+    precision: str
+    optimizer: Optimizer = "adamw"
+    with_mtp: bool = True
+    imbalance: float = 1.0
+    stack: str | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def num_ranks(self) -> int:
+        return self.num_chips * self.ranks_per_chip
+
+    @property
+    def formats(self) -> Formats:
+        return formats_of(self.precision)
+
+    @property
+    def global_batch_tokens(self) -> float:
+        return float(self.global_batch) * self.sequence
+
+
+def make_job(
+    model: str, spec: ModelSpec, chip: Chip, num_chips: int, *, sequence: int | None = None,
+    global_batch: int | None = None, tokens: float | None = None, precision: str | None = None,
+    optimizer: Optimizer | None = None, with_mtp: bool = True, imbalance: float = 1.0, stack: str | None = None,
+    package_ranks: bool = False,
+) -> TrainJob:  # fmt: skip
+    """A job, with the published recipe where nothing is said. `global_batch` counts sequences. Raises ConfigError.
+
+    `package_ranks`: one rank per package even where its dies are ranks in practice (an approximation).
+    """
+    recipe = recipe_of(spec)
+    sequence = recipe.sequence if sequence is None else sequence
+    _whole("sequence", sequence, 1, spec.max_position_embeddings)
+    _whole("num_chips", num_chips, 1, 10_000_000)
+    batch = max(1, round(recipe.global_batch_tokens / sequence)) if global_batch is None else global_batch
+    _whole("global batch (sequences)", batch, 1, 100_000_000)
+    tokens = recipe.tokens if tokens is None else tokens
+    if not 0 < tokens <= 1e18:
+        raise ConfigError(f"tokens is {tokens:g}; needed is a number above 0 and at most 1e18")
+    if optimizer not in (None, "adamw", "muon"):
+        raise ConfigError(f"optimizer is {optimizer!r}; needed is adamw or muon")
+    if not 1.0 <= imbalance <= 100:
+        raise ConfigError(f"imbalance is {imbalance:g}; it is the fullest rank's load over the mean's, 1 or more")
+    rank_chip, per = (chip, 1) if package_ranks else split_package(chip)
+    name = training_precision(precision, rank_chip)
+    notes = [] if precision is not None else [f"precision {name}: what DeepSeek trains in, as far as the chip has it"]
+    if per > 1:
+        notes.append(f"ranks are dies: {per} to a {chip.name}, with the figures of {rank_chip.name}")
+    elif chip.per == "package" and chip.dies > 1 and chip.vendor == "huawei":
+        notes.append(f"a rank is a whole {chip.name} of {chip.dies} dies: the catalogue has no figures of one die")
+    return TrainJob(
+        model, spec, chip, num_chips, rank_chip, per, sequence, batch, float(tokens), name,
+        optimizer or recipe.optimizer, with_mtp and bool(spec.mtp_layers), imbalance, stack, tuple(notes),
+    )  # fmt: skip
+
+
+def split_package(chip: Chip) -> tuple[Chip, int]:
+    """What one rank runs on. A package whose die has an entry of its own (`NAME-die`) is as many ranks as it has dies."""
+    name = f"{chip.name}-die"
+    if chip.per == "package" and chip.dies > 1 and name in chip_names():
+        return find_chip(name), chip.dies
+    return chip, 1
+
+
+def training_precision(precision: str | None, chip: Chip) -> str:
+    """fp8 where the chip has it, else bf16. Weights that are served in INT8 are not trained in it. Raises ConfigError."""
+    if precision is None:
+        return "fp8" if chip.has("fp8") else "bf16"
+    name = precision.lower().replace("_", "-")
+    if name.startswith(("fp8", "mxfp8", "hif8", "hifloat8")):
+        name = "fp8"
+    name = ALIASES.get(name, name)
+    if name not in PRECISIONS:
+        raise ConfigError(f"precision is {precision!r}; needed is one of bf16, fp8, fp4 (mxfp8, nvfp4 are of these)")
+    if name in ("int8", "w4a8"):
+        raise ConfigError(f"precision is {precision!r}; nobody trains DeepSeek models in INT8; take bf16")
+    formats = PRECISIONS[name]
+    lacking = sorted({f for f in (formats.linear, formats.experts) if not chip.has(f)})
+    if lacking:
+        raise ConfigError(
+            f"{chip.name} does not multiply in {', '.join(lacking)}; it has {', '.join(chip.flops_per_s)}. "
+            "Train in bf16 there, or take another chip"
+        )
+    return name
+
+
+def _whole(name: str, value: object, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ConfigError(f"{name} is {value!r}; needed is a whole number from {low:,} to {high:,}")
