@@ -13,6 +13,7 @@ from importlib import resources
 from typing import Any
 
 from tiefsee.errors import ConfigError
+from tiefsee.hardware import Chip
 from tiefsee.plan.estimate import Grade
 
 
@@ -24,6 +25,8 @@ class TrainEfficiency:
     low                 FP8's share over BF16's: finer scales, shorter products
     attention, sparse   scores and values forward, of all keys or of gathered ones; backward reaches
                         `attention_backward` of it
+    weight              of a product's share that the same product reaches for gradients of weights: its long side is
+                        the tokens, FP8 operands are transposed and quantised anew
     memory              of the memory's bandwidth, by everything element by element and by quantisation
     near, far           of the links' bandwidth, by all-to-all and rings
     overlap_tax         of the arithmetic, while communication runs beside it (V3: 20 of 132 SMs)
@@ -38,6 +41,7 @@ class TrainEfficiency:
     attention: float = 0.5
     sparse: float = 0.25
     attention_backward: float = 0.8
+    weight: float = 0.9
     memory: float = 0.7
     near: float = 0.8
     far: float = 0.9
@@ -46,85 +50,122 @@ class TrainEfficiency:
     step_s: float = 0.05
     jitter: float = 1.02
 
-    def changed(self, factors: Mapping[str, float]) -> TrainEfficiency:
+    def changed(self, **factors: float) -> TrainEfficiency:
         """Each named field times its factor."""
         return replace(self, **{name: getattr(self, name) * factor for name, factor in factors.items()})
 
+    def scaled(self, arithmetic: float, host: float, low: float) -> TrainEfficiency:
+        """What a generation of chips, or a stack, makes of it."""
+        return self.changed(**dict.fromkeys(ARITHMETIC, arithmetic), host_layer_s=host, low=low)
+
     def slower(self, k: float) -> TrainEfficiency:
         """Every clock k times slower; shares stay."""
-        return replace(self, host_layer_s=self.host_layer_s * k, step_s=self.step_s * k)
+        return self.changed(host_layer_s=k, step_s=k)
 
 
 FIELDS = tuple(f.name for f in fields(TrainEfficiency))
+ARITHMETIC = ("matmul", "experts", "attention", "sparse")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Chips that reach a like share of their peaks. A chip that is in none is taken to be of its vendor's `default`.
+
+    `power`: by chip, the share of its peak that its power allows in long runs; 1 where it is not listed.
+    """
+
+    name: str
+    vendor: str
+    chips: tuple[str, ...]
+    default: bool
+    arithmetic: float
+    low: float
+    power: Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Stack:
-    """A training software: factors on the efficiencies, and two habits.
+    """A training software: factors on arithmetic and on the host's work, and two habits.
 
     overlap         hides the experts' all-to-all where the schedule allows it
     low_dispatch    sends tokens to experts in FP8 when it trains in FP8
+    seen            chips that it was fitted on
+    default_for     chips that it is taken for where no stack is named
     """
 
     name: str
-    factors: Mapping[str, float]
+    arithmetic: float
+    host: float
     overlap: bool
     low_dispatch: bool
     seen: tuple[str, ...]
+    default_for: tuple[str, ...]
     aliases: tuple[str, ...]
-    source: str
+    about: str
 
 
 @dataclass(frozen=True)
 class TrainCalibration:
-    """`spread`: the 80 % range as a factor (high / value) by grade. `seen`: chips with rows in the fit."""
+    """`spread`: the 80 % range as a factor (high / value) by grade."""
 
     base: TrainEfficiency
-    vendors: Mapping[str, Mapping[str, float]]
+    generations: tuple[Generation, ...]
     stacks: Mapping[str, Stack]
-    spread: Mapping[str, float]
-    seen: tuple[str, ...]
+    spread: Mapping[Grade, float]
     fitted_on: str
 
-    def stack(self, name: str | None) -> Stack:
-        """None is "today": the best stack that a vendor's chips are known to run."""
-        key = "today" if name is None else name.lower().replace("_", "-").replace(" ", "-")
+    def stack(self, name: str | None, chip: Chip) -> Stack:
+        """None: the stack that the chip is known by, else "today", a good one of its vendor's. Raises ConfigError."""
+        if name is None:
+            known = (stack for stack in self.stacks.values() if chip.name in stack.default_for)
+            return next(known, self.stacks["today"])
+        key = name.lower().replace("_", "-").replace(" ", "-")
         for stack in self.stacks.values():
             if key == stack.name or key in stack.aliases:
                 return stack
-        raise ConfigError(f"training stack is {name!r}; known are {', '.join(sorted(self.stacks))} (docs/training_plan.md)")
+        raise ConfigError(f"training stack is {name!r}; known are {', '.join(sorted(self.stacks))}")
 
-    def of(self, vendor: str, stack: str | None) -> TrainEfficiency:
-        own = self.base.changed(self.vendors.get(vendor, {}))
-        return own.changed(self.stack(stack).factors)
+    def generation(self, chip: Chip) -> Generation | None:
+        named = next((g for g in self.generations if chip.name in g.chips), None)
+        return named or next((g for g in self.generations if g.default and g.vendor == chip.vendor), None)
 
-    def grade(self, chip: str, vendor: str, stack: str | None, announced: bool) -> Grade:
-        """How near to what was fitted a run is: chip and stack, the chip's vendor, or nothing."""
-        if announced:
+    def of(self, chip: Chip, stack: Stack) -> TrainEfficiency:
+        generation = self.generation(chip)
+        if generation is None:
+            return self.base.scaled(stack.arithmetic, stack.host, 1.0)
+        own = generation.arithmetic * generation.power.get(chip.name, 1.0)
+        return self.base.scaled(own * stack.arithmetic, stack.host, generation.low)
+
+    def grade(self, chip: Chip, stack: Stack) -> Grade:
+        """How near to what was fitted a run is."""
+        if chip.is_announced_only:
             return "rumour"
-        found = self.stack(stack)
-        if chip in found.seen or (found.name == "today" and chip in self.seen):
+        if chip.name.removesuffix("-die") in stack.seen:
             return "measured"
-        return "fitted" if vendor in {"nvidia", "huawei"} else "datasheet"
+        generation = self.generation(chip)
+        return "fitted" if generation is not None and chip.name in generation.chips else "datasheet"
 
 
-def read_training(text: str) -> TrainCalibration:
-    table: dict[str, Any] = tomllib.loads(text)
+def calibration_of(table: Mapping[str, Any]) -> TrainCalibration:
+    """From the contents of data/training.toml."""
+    generations = tuple(
+        Generation(
+            name, item["vendor"], tuple(item["chips"]), bool(item.get("default", False)), item["arithmetic"],
+            item["low"], item.get("power", {}),
+        )
+        for name, item in table["generations"].items()
+    )  # fmt: skip
     stacks = {
         name: Stack(
-            name, {k: float(v) for k, v in item.items() if k in FIELDS}, bool(item.get("overlap", False)),
-            bool(item.get("low_dispatch", False)), tuple(item.get("seen", ())), tuple(item.get("aliases", ())),
-            str(item.get("source", "")),
-        )  # fmt: skip
+            name, item["arithmetic"], item["host"], item["overlap"], item["low_dispatch"], tuple(item["seen"]),
+            tuple(item["default_for"]), tuple(item["aliases"]), item["about"],
+        )
         for name, item in table["stacks"].items()
-    }
-    seen = tuple(dict.fromkeys(chip for stack in stacks.values() for chip in stack.seen))
-    return TrainCalibration(
-        TrainEfficiency(**table["base"]), table.get("vendors", {}), stacks, table["spread"], seen, table["fitted_on"]
-    )
+    }  # fmt: skip
+    return TrainCalibration(TrainEfficiency(**table["base"]), generations, stacks, table["spread"], table["fitted_on"])
 
 
 @cache
 def training_calibration() -> TrainCalibration:
     """What the package ships."""
-    return read_training(resources.files("tiefsee.plan").joinpath("data/training.toml").read_text())
+    return calibration_of(tomllib.loads(resources.files("tiefsee.plan").joinpath("data/training.toml").read_text()))

@@ -25,7 +25,7 @@ RECOMPUTES: tuple[Recompute, ...] = ("none", "selective", "full")
 GRADIENTS: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """A step and what it is made of. `parts` are seconds that add up to `seconds`: 1F, 1B, 1W, 1F1B, bubble, opt, and
     what could not be hidden of ZeRO's traffic. `mean` is one micro-batch on the mean rank.
@@ -46,12 +46,13 @@ class Step:
     exposed_zero: float
 
     @property
-    def sequences(self) -> int:
-        """Sequences of the step: the global batch, rounded up to whole micro-batches."""
-        return self.micro_batches * self.layout.micro_batch * self.layout.dp
+    def exchange_s(self) -> float:
+        """All-to-all, TP and CP exchanges of the step on the mean rank, hidden or not."""
+        t = self.mean
+        return self.micro_batches * (t.experts + t.experts_back + t.others + t.others_back)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Placed:
     """A layout that fits: how much is recomputed, and what each pipeline rank holds."""
 
@@ -85,8 +86,8 @@ def place(job: TrainJob, layout: TrainLayout, e: TrainEfficiency, stack: Stack) 
 
 
 def _placed(job: TrainJob, layout: TrainLayout, recompute: Recompute, e: TrainEfficiency, stack: Stack) -> Placed:
-    network = network_units(_micro(job, layout, recompute, stack), job.with_mtp)
-    loads = _loads(network, e, recompute == "full")
+    network = network_units(micro_of(job, layout, stack), job.with_mtp)
+    loads = _loads(network, e, recompute)
     ends = cut(loads, layout.pp, layout.virtual, layout.schedule)
     held = _held(job.spec, job.with_mtp, ends, layout)
     memory = rank_memory(job, layout, held, recompute, micro_batches_of(job, layout))
@@ -97,20 +98,21 @@ def _held(spec: object, with_mtp: bool, ends: tuple[int, ...], layout: TrainLayo
     return tuple(rank_parameters(unit_parameters(spec, with_mtp), ends, layout))  # type: ignore[arg-type]
 
 
-def _micro(job: TrainJob, layout: TrainLayout, recompute: Recompute, stack: Stack) -> Micro:
+def micro_of(job: TrainJob, layout: TrainLayout, stack: Stack) -> Micro:
     return Micro(
         job.spec, job.rank_chip, job.formats, job.sequence, layout.micro_batch * job.sequence / layout.cp, layout.tp,
-        layout.cp, layout.ep, recompute, job.imbalance, stack.low_dispatch,
+        layout.cp, layout.ep, job.imbalance, stack.low_dispatch,
     )  # fmt: skip
 
 
 @lru_cache(maxsize=8192)
-def _kind_times(network: Network, e: TrainEfficiency, again: bool) -> tuple[Times, ...]:
-    return tuple(unit_times(unit, e, again) for unit in network.kinds)
+def kind_times(network: Network, e: TrainEfficiency, recompute: Recompute) -> tuple[Times, ...]:
+    """One micro-batch in each kind of unit."""
+    return tuple(unit_times(unit, e, recompute) for unit in network.kinds)
 
 
-def _loads(network: Network, e: TrainEfficiency, again: bool) -> tuple[float, ...]:
-    times = _kind_times(network, e, again)
+def _loads(network: Network, e: TrainEfficiency, recompute: Recompute) -> tuple[float, ...]:
+    times = kind_times(network, e, recompute)
     return tuple(times[i].alone for i in network.order)
 
 
@@ -147,7 +149,7 @@ def step_time(job: TrainJob, placed: Placed, e: TrainEfficiency, stack: Stack) -
 def _rank_times(job: TrainJob, placed: Placed, e: TrainEfficiency, overlap: bool) -> list[Times]:
     """One micro-batch on each pipeline rank."""
     layout = placed.layout
-    kinds = _kind_times(placed.network, e, placed.recompute == "full")
+    kinds = kind_times(placed.network, e, placed.recompute)
     chunks: list[Times] = []
     start = 0
     for end in placed.ends:

@@ -15,24 +15,25 @@ from tiefsee.plan.training.exchange import Exchange, context_exchange, expert_ex
 from tiefsee.plan.training.layout import Recompute
 from tiefsee.spec import ModelSpec
 from tiefsee.spec.cost import Formats, Shard, TrainOp, training_ops
-from tiefsee.spec.cost.types import BYTES, Cost
+from tiefsee.spec.cost.types import BYTES
 from tiefsee.spec.model import LayerSpec, MoE
 
-PHASES = ("forward", "backward_input", "backward_weight", "recompute")
 _LOW = ("fp8", "fp4")
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
     """One operator: ideal seconds of arithmetic, of its own memory traffic, and of what runs besides (quantisation, sums
-    of gradients), by phase."""
+    of gradients): forward, for the inputs' gradients, for the weights'. `cheap`: selective recomputation repeats it.
+    """
 
     name: str
     kind: str
     low: bool
-    compute_s: tuple[float, float, float, float]
-    memory_s: tuple[float, float, float, float]
-    extra_s: tuple[float, float, float, float]
+    cheap: bool
+    compute_s: tuple[float, float, float]
+    memory_s: tuple[float, float, float]
+    extra_s: tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,6 @@ class Micro:
     tp: int
     cp: int
     ep: int
-    recompute: Recompute
     imbalance: float
     low_dispatch: bool
 
@@ -66,7 +66,7 @@ class Micro:
     def _key(self) -> tuple[object, ...]:
         return (
             id(self.spec), id(self.chip), self.formats, self.sequence, self.tokens, self.tp, self.cp, self.ep,
-            self.recompute, self.imbalance, self.low_dispatch,
+            self.imbalance, self.low_dispatch,
         )  # fmt: skip
 
     def __eq__(self, other: object) -> bool:
@@ -76,7 +76,7 @@ class Micro:
         return hash(self._key)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Network:
     """Units in the order in which a token passes them: embedding, layers, MTP layers, heads."""
 
@@ -116,7 +116,7 @@ def _layer_ops(micro: Micro, index: int, with_mtp: bool) -> tuple[TrainOp, ...]:
     everyone = micro.ep * micro.tokens / micro.tp
     return training_ops(
         micro.spec, micro.tokens, micro.sequence, micro.formats, Shard(micro.tp, micro.ep), expert_tokens=everyone,
-        recompute=micro.recompute, with_mtp=with_mtp, layers=(index, index + 1), imbalance=micro.imbalance,
+        recompute="selective", with_mtp=with_mtp, layers=(index, index + 1), imbalance=micro.imbalance,
     )  # fmt: skip
 
 
@@ -160,26 +160,19 @@ def _piece(chip: Chip, op: TrainOp, tp: int, sparse: bool) -> Piece:
     bandwidth = chip.memory_bytes_per_s.value
     low = fmt in _LOW
     # With sequence parallelism what works element by element does so on its part of the tokens.
-    split = tp if op.kind == "vector" else 1
-    costs = (op.forward, op.backward_input, op.backward_weight, op.recompute)
-
-    def four(value: object) -> tuple[float, float, float, float]:
-        a, b, c, d = value  # type: ignore[misc]
-        return (op.count * a / split, op.count * b / split, op.count * c / split, op.count * d / split)
-
-    def quantised(cost: Cost) -> float:
-        # Read in BF16, written in FP8 along rows and along columns: as many bytes as the product itself moves.
-        return cost.activation_bytes / bandwidth if low else 0.0
-
-    # Gradients of weights are added to an FP32 sum: read and written once more (the operator's own cost has one write).
-    added = op.forward.weight_bytes / BYTES[op.format] * 2 * BYTES["fp32"] / bandwidth if op.backward_weight.flops else 0
+    count = op.count / (tp if op.kind == "vector" else 1)
+    costs = (op.forward, op.backward_input, op.backward_weight)
+    # Read in BF16, written in FP8 along rows and along columns: as many bytes as the product itself moves.
+    packed = [cost.activation_bytes if low else 0.0 for cost in (op.forward, op.backward_input, op.forward)]
+    if op.backward_weight.flops:
+        # Gradients of weights are added to an FP32 sum: read and written once more than the operator's own write.
+        packed[2] += op.forward.weight_bytes / BYTES[op.format] * 2 * BYTES["fp32"]
     gathers = op.kind == "indexer" or (op.kind == "attention" and sparse)
-    return Piece(
-        op.name, "sparse" if gathers else op.kind, low,
-        four([cost.flops / peak for cost in costs]),
-        four([cost.bytes / bandwidth for cost in costs]),
-        four([quantised(op.forward), quantised(op.backward_input), quantised(op.forward) + added, 0.0]),
-    )  # fmt: skip
+    f, b, w = (count * cost.flops / peak for cost in costs)
+    fm, bm, wm = (count * cost.bytes / bandwidth for cost in costs)
+    fx, bx, wx = (count * size / bandwidth for size in packed)
+    kind = "sparse" if gathers else op.kind
+    return Piece(op.name, kind, low, op.recompute.bytes > 0, (f, b, w), (fm, bm, wm), (fx, bx, wx))
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,24 +210,26 @@ class Times:
             self.others * k, self.others_back * k, self.host * k, self.host_back * k,
         )  # fmt: skip
 
+    # The host launches ahead while the chip works; where both take long, gaps add up a little: a soft maximum.
+
     @property
     def one_forward(self) -> float:
         """Alone, nothing beside it."""
-        return max(self.forward + self.experts + self.others, self.host)
+        return either(self.forward + self.experts + self.others, self.host)
 
     @property
     def one_backward(self) -> float:
         """Gradients of the inputs, alone."""
-        return max(self.backward + self.experts_back + self.others_back, self.host_back * 0.5)
+        return either(self.backward + self.experts_back + self.others_back, self.host_back * 0.5)
 
     @property
     def one_weight(self) -> float:
-        return max(self.weight, self.host_back * 0.5)
+        return either(self.weight, self.host_back * 0.5)
 
     @property
     def alone(self) -> float:
         """Forward and the whole backward one after the other."""
-        whole_back = max(self.backward + self.weight + self.experts_back + self.others_back, self.host_back)
+        whole_back = either(self.backward + self.weight + self.experts_back + self.others_back, self.host_back)
         return self.one_forward + whole_back
 
     def pair(self, tax: float) -> float:
@@ -242,36 +237,42 @@ class Times:
         stays. Communication takes `tax` of the chip meanwhile."""
         arithmetic = (self.forward + self.backward + self.weight) / (1.0 - tax)
         hidden = max(arithmetic, self.experts + self.experts_back) + self.others + self.others_back
-        return min(max(hidden, self.host + self.host_back), self.alone)
+        return min(either(hidden, self.host + self.host_back), self.alone)
 
 
-def piece_seconds(piece: Piece, e: TrainEfficiency) -> tuple[float, float, float, float]:
-    """(forward, input gradients, weight gradients, recomputation)."""
+def either(a: float, b: float) -> float:
+    """Close to the larger of two; 19 % above it where they are equal."""
+    return float((a**4 + b**4) ** 0.25)
+
+
+def piece_seconds(piece: Piece, e: TrainEfficiency) -> tuple[float, float, float]:
+    """Forward, inputs' gradients, weights' gradients."""
     share = {"matmul": e.matmul, "experts": e.experts, "attention": e.attention, "sparse": e.sparse}.get(piece.kind, 1.0)
     if piece.low:
         share *= e.low
-    shares = (share, share * (e.attention_backward if piece.kind in ("attention", "sparse") else 1.0), share, share)
-    f, b, w, r = (
+    back = share * (e.attention_backward if piece.kind in ("attention", "sparse") else 1.0)
+    f, b, w = (
         max(compute / own, memory / e.memory) + extra / e.memory
         for compute, memory, extra, own in zip(
-            piece.compute_s, piece.memory_s, piece.extra_s, shares, strict=True
+            piece.compute_s, piece.memory_s, piece.extra_s, (share, back, share * e.weight), strict=True
         )
     )
-    return f, b, w, r
+    return f, b, w
 
 
 def exchange_seconds(x: Exchange, e: TrainEfficiency) -> float:
     return max(x.near_s / e.near, x.far_s / e.far) + x.latency_s
 
 
-def unit_times(unit: Unit, e: TrainEfficiency, again: bool) -> Times:
-    """`again`: everything is computed and exchanged a second time before the backward pass."""
+def unit_times(unit: Unit, e: TrainEfficiency, recompute: Recompute) -> Times:
+    """What is computed again before the backward pass counts with it; with "full" it is exchanged again as well."""
     forward = backward = weight = 0.0
     for piece in unit.pieces:
-        f, b, w, r = piece_seconds(piece, e)
-        forward, backward, weight = forward + f, backward + b + r, weight + w
+        f, b, w = piece_seconds(piece, e)
+        again = f if recompute == "full" or (recompute == "selective" and piece.cheap) else 0.0
+        forward, backward, weight = forward + f, backward + b + again, weight + w
     experts, others = exchange_seconds(unit.experts, e), exchange_seconds(unit.others, e)
-    back, host = 2.0 if again else 1.0, unit.launches * e.host_layer_s
+    back, host = 2.0 if recompute == "full" else 1.0, unit.launches * e.host_layer_s
     return Times(
         forward, backward, weight, experts, experts * back, others, others * back, host, host * (1.0 + back)
     )
