@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from tiefsee.errors import ConfigError
 from tiefsee.hardware import Chip, chip_names, find_chip
 from tiefsee.plan.formats import ALIASES, PRECISIONS, formats_of
+from tiefsee.plan.training.activations import activation_bytes
+from tiefsee.plan.training.layout import Recompute
+from tiefsee.plan.training.parameters import Parameters, unit_parameters
 from tiefsee.spec import ModelSpec
 from tiefsee.spec.cost import Formats
 
@@ -72,6 +76,20 @@ class TrainJob:
     @property
     def formats(self) -> Formats:
         return formats_of(self.precision)
+
+    @cached_property
+    def parameters(self) -> tuple[Parameters, ...]:
+        """By unit: embedding, layers, MTP, head."""
+        return unit_parameters(self.spec, self.with_mtp)
+
+    @cached_property
+    def total_parameters(self) -> Parameters:
+        return sum(self.parameters, Parameters())
+
+    @cached_property
+    def activation_bytes(self) -> dict[Recompute, float]:
+        """Kept per token for all layers, by what is recomputed."""
+        return activation_bytes(self.spec, self.formats, self.with_mtp)
 
     @property
     def global_batch_tokens(self) -> float:

@@ -14,6 +14,7 @@ from tiefsee.spec.model import MoE
 Schedule = Literal["1f1b", "interleaved", "zero-bubble", "dualpipe"]
 SCHEDULES: tuple[Schedule, ...] = ("1f1b", "interleaved", "zero-bubble", "dualpipe")
 Recompute = Literal["none", "selective", "full"]
+RECOMPUTES: tuple[Recompute, ...] = ("none", "selective", "full")
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from tiefsee.plan.training.job import TrainJob
 from tiefsee.plan.training.layout import Recompute, TrainLayout
 from tiefsee.plan.training.optimizer import STATE_BYTES, WEIGHT_BYTES, shards
 from tiefsee.plan.training.parameters import Parameters
-from tiefsee.spec import ModelSpec
-from tiefsee.spec.cost import Formats
-from tiefsee.spec.model import CompressedAttention, LayerSpec, MoE
 
 # Context, libraries, buffers of collectives and of all-to-all, and what the allocator cannot use. Nothing else is held
 # back: a card that is sold with 80 GB has 80 GiB, and those 7 % are what a careful run leaves free.
@@ -44,41 +40,6 @@ class Memory:
         return max(0.0, self.total - self.available)
 
 
-@lru_cache(maxsize=4096)
-def layer_activation_bytes(spec: ModelSpec, layer: LayerSpec, formats: Formats, recompute: Recompute) -> float:
-    """Kept per token for one layer's backward, on all TP ranks together.
-
-    full        the layer's input (all streams of mHC)
-    selective   what V3 keeps: inputs of products in the format that they are multiplied in; norms, up-projections of
-                MLA and SwiGLU are computed again (section 3.2.3)
-    none        everything
-    """
-    hidden, streams = spec.hidden_size, spec.hyper.hc_mult if spec.hyper is not None else 1
-    entry = 2.0 * hidden * streams
-    if recompute == "full":
-        return entry
-    low = 1.0 if formats.linear in ("fp8", "fp4") else 2.0
-    a = layer.attention
-    if isinstance(a, CompressedAttention):
-        latents, heads = a.q_lora_rank + a.head_dim, a.num_attention_heads * a.head_dim
-        expanded, out = heads, heads + a.o_groups * a.o_lora_rank
-    else:
-        latents = (a.q_lora_rank or 0) + a.kv_lora_rank + a.qk_rope_head_dim
-        expanded = a.num_attention_heads * (2 * (a.qk_nope_head_dim + a.qk_rope_head_dim) + a.v_head_dim)
-        out = a.num_attention_heads * a.v_head_dim
-    kept = entry + low * latents + 2.0 * out
-    if isinstance(layer.ffn, MoE):
-        routed = layer.ffn.router.num_experts_per_tok
-        width = routed * layer.ffn.moe_intermediate_size + layer.ffn.shared_intermediate_size
-        kept += low * (routed * hidden + 2 * width)
-    else:
-        width = layer.ffn.intermediate_size
-        kept += low * 2 * width
-    if recompute == "none":
-        kept += 2.0 * (4 * hidden + latents + expanded + width)
-    return kept
-
-
 def in_flight(layout: TrainLayout, micro_batches: int) -> float:
     """Micro-batches whose activations a rank keeps, as a share of the whole network's."""
     p, v = layout.pp, layout.virtual
@@ -104,11 +65,10 @@ def rank_memory(
     gradients = layout.gradient_bytes * (own + working / 2 if layout.zero >= 2 else total)
     optimizer = 0.0 if layout.offload else STATE_BYTES[job.optimizer] * own
     tokens = layout.micro_batch * job.sequence / layout.cp
-    layers = [*spec.layers, *(spec.mtp_layers if job.with_mtp else ())]
-    per_token = sum(layer_activation_bytes(spec, layer, job.formats, recompute) for layer in layers)
+    per_token = job.activation_bytes[recompute]
     activations = tokens / layout.tp * per_token * in_flight(layout, micro_batches)
     # One layer in work keeps everything; logits of the last stage, in BF16 and once in FP32.
-    activations += tokens / layout.tp * layer_activation_bytes(spec, layers[-1], job.formats, "none")
+    activations += tokens / layout.tp * job.activation_bytes["none"] / len(job.spec.layers)
     logits = tokens / layout.tp * spec.vocab_size * 6.0
     size = job.rank_chip.memory_bytes.value
     return Memory(weights, gradients, optimizer, activations, RESERVED_BYTES + logits, size)

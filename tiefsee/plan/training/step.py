@@ -12,16 +12,15 @@ from tiefsee.errors import ConfigError, OutOfMemory
 from tiefsee.plan.training.efficiency import Stack, TrainEfficiency
 from tiefsee.plan.training.exchange import ring, stage_exchange
 from tiefsee.plan.training.job import TrainJob
-from tiefsee.plan.training.layout import Recompute, TrainLayout
+from tiefsee.plan.training.layout import RECOMPUTES, Recompute, TrainLayout
 from tiefsee.plan.training.memory import Memory, rank_memory
 from tiefsee.plan.training.optimizer import HOST_BYTES_PER_S, WEIGHT_BYTES, Update, update_seconds
-from tiefsee.plan.training.parameters import Parameters, rank_parameters, unit_parameters
+from tiefsee.plan.training.parameters import Parameters, rank_parameters
 from tiefsee.plan.training.schedule import Timeline, timeline
 from tiefsee.plan.training.stages import cut, rank_chunks
 from tiefsee.plan.training.units import Micro, Network, Times, exchange_seconds, network_units, unit_times
 from tiefsee.units import format_bytes
 
-RECOMPUTES: tuple[Recompute, ...] = ("none", "selective", "full")
 GRADIENTS: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
 
 
@@ -89,13 +88,9 @@ def _placed(job: TrainJob, layout: TrainLayout, recompute: Recompute, e: TrainEf
     network = network_units(micro_of(job, layout, stack), job.with_mtp)
     loads = _loads(network, e, recompute)
     ends = cut(loads, layout.pp, layout.virtual, layout.schedule)
-    held = _held(job.spec, job.with_mtp, ends, layout)
+    held = tuple(rank_parameters(job.parameters, ends, layout))
     memory = rank_memory(job, layout, held, recompute, micro_batches_of(job, layout))
     return Placed(layout, recompute, memory, held, ends, network)
-
-
-def _held(spec: object, with_mtp: bool, ends: tuple[int, ...], layout: TrainLayout) -> tuple[Parameters, ...]:
-    return tuple(rank_parameters(unit_parameters(spec, with_mtp), ends, layout))  # type: ignore[arg-type]
 
 
 def micro_of(job: TrainJob, layout: TrainLayout, stack: Stack) -> Micro:
@@ -185,8 +180,9 @@ def _exposed_zero(
     per_byte = exchange_seconds(dense, e) + exchange_seconds(experts, e)
     gathers = 2.0 * WEIGHT_BYTES if layout.zero == 3 else 0.0
     each = per_byte * (gathers + layout.gradient_bytes)
-    # The last reduction and gather are counted at the end of the step.
-    room = mean.alone * m / times
+    # The last reduction and gather are counted at the end of the step. The experts' exchange has the links for itself.
+    busy = mean.experts + mean.experts_back + mean.others + mean.others_back
+    room = max(0.0, mean.alone - busy) * m / times
     return (times - 1) * max(0.0, each - room) if times > 1 else 0.0
 
 
