@@ -91,6 +91,8 @@ class Stack:
     low_dispatch    sends tokens to experts in FP8 when it trains in FP8
     seen            chips that it was fitted on
     default_for     chips that it is taken for where no stack is named
+    schedule        of a pipeline, where a layout names none
+    before          (ISO date, stack): what a run before that date used
     """
 
     name: str
@@ -102,6 +104,8 @@ class Stack:
     default_for: tuple[str, ...]
     aliases: tuple[str, ...]
     about: str
+    schedule: str = "1f1b"
+    before: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -114,16 +118,20 @@ class TrainCalibration:
     spread: Mapping[Grade, float]
     fitted_on: str
 
-    def stack(self, name: str | None, chip: Chip) -> Stack:
+    def stack(self, name: str | None, chip: Chip, date: str | None = None) -> Stack:
         """None: the stack that the chip is known by, else "today", a good one of its vendor's. Raises ConfigError."""
         if name is None:
             known = (stack for stack in self.stacks.values() if chip.name in stack.default_for)
-            return next(known, self.stacks["today"])
-        key = name.lower().replace("_", "-").replace(" ", "-")
-        for stack in self.stacks.values():
-            if key == stack.name or key in stack.aliases:
-                return stack
-        raise ConfigError(f"training stack is {name!r}; known are {', '.join(sorted(self.stacks))}")
+            found = next(known, self.stacks["today"])
+        else:
+            key = name.lower().replace("_", "-").replace(" ", "-")
+            named = [stack for stack in self.stacks.values() if key == stack.name or key in stack.aliases]
+            if not named:
+                raise ConfigError(f"training stack is {name!r}; known are {', '.join(sorted(self.stacks))}")
+            found = named[0]
+        if date is not None and found.before is not None and date < found.before[0]:
+            return self.stacks[found.before[1]]
+        return found
 
     def generation(self, chip: Chip) -> Generation | None:
         named = next((g for g in self.generations if chip.name in g.chips), None)
@@ -159,6 +167,7 @@ def calibration_of(table: Mapping[str, Any]) -> TrainCalibration:
         name: Stack(
             name, item["arithmetic"], item["host"], item["overlap"], item["low_dispatch"], tuple(item["seen"]),
             tuple(item["default_for"]), tuple(item["aliases"]), item["about"],
+            item.get("schedule", "1f1b"), tuple(item["before"]) if "before" in item else None,
         )
         for name, item in table["stacks"].items()
     }  # fmt: skip

@@ -96,10 +96,10 @@ _NAMES = tuple(f.name for f in fields(TrainLayout))
 _ALIASES = {"vp": "virtual", "vpp": "virtual", "mbs": "micro_batch", "fsdp": "zero", "zero_stage": "zero"}
 
 
-def read_layout(table: Mapping[str, Any], num_ranks: int) -> TrainLayout:
+def read_layout(table: Mapping[str, Any], num_ranks: int, schedule: str = "1f1b") -> TrainLayout:
     """A layout from a dict of its fields; what is not given follows: dp from the ranks, the schedule from the rest.
 
-    {"pp": 16, "ep": 64} on 2,048 ranks: dp 128, 1F1B. Raises ConfigError.
+    {"pp": 16, "ep": 64} on 2,048 ranks: dp 128, and the `schedule` that a stack runs by itself. Raises ConfigError.
     """
     values: dict[str, Any] = {}
     for key, value in table.items():
@@ -118,7 +118,8 @@ def read_layout(table: Mapping[str, Any], num_ranks: int) -> TrainLayout:
             )
         values["dp"] = num_ranks // others
     if "schedule" not in values:
-        values["schedule"] = "interleaved" if values.get("virtual", 1) > 1 else "1f1b"
+        two_ended = schedule == "dualpipe" and values.get("pp", 1) > 1 and values.get("pp", 1) % 2 == 0
+        values["schedule"] = "interleaved" if values.get("virtual", 1) > 1 else "dualpipe" if two_ended else "1f1b"
     return TrainLayout(**values)
 
 
