@@ -39,7 +39,7 @@ class TrainEfficiency:
     experts: float = 0.6
     low: float = 0.75
     attention: float = 0.5
-    sparse: float = 0.25
+    sparse: float = 0.3
     attention_backward: float = 0.8
     weight: float = 0.9
     memory: float = 0.7
@@ -71,7 +71,8 @@ ARITHMETIC = ("matmul", "experts", "attention", "sparse")
 class Generation:
     """Chips that reach a like share of their peaks. A chip that is in none is taken to be of its vendor's `default`.
 
-    `power`: by chip, the share of its peak that its power allows in long runs; 1 where it is not listed.
+    `power`: by chip, the share of its peak that its power allows in long runs; 1 where it is not listed. `sparse`:
+    factor on attention over gathered keys; `sparse_seen`: whether runs with such attention were fitted.
     """
 
     name: str
@@ -80,6 +81,8 @@ class Generation:
     default: bool
     arithmetic: float
     low: float
+    sparse: float
+    sparse_seen: bool
     power: Mapping[str, float]
 
 
@@ -142,15 +145,15 @@ class TrainCalibration:
         if generation is None:
             return self.base.scaled(stack.arithmetic, stack.host, 1.0)
         own = generation.arithmetic * generation.power.get(chip.name, 1.0)
-        return self.base.scaled(own * stack.arithmetic, stack.host, generation.low)
+        return self.base.scaled(own * stack.arithmetic, stack.host, generation.low).changed(sparse=generation.sparse)
 
-    def grade(self, chip: Chip, stack: Stack) -> Grade:
-        """How near to what was fitted a run is."""
+    def grade(self, chip: Chip, stack: Stack, sparse: bool) -> Grade:
+        """How near to what was fitted a run is. `sparse`: the model attends over gathered keys."""
         if chip.is_announced_only:
             return "rumour"
-        if chip.name.removesuffix("-die") in stack.seen:
-            return "measured"
         generation = self.generation(chip)
+        if chip.name.removesuffix("-die") in stack.seen and (not sparse or (generation and generation.sparse_seen)):
+            return "measured"
         return "fitted" if generation is not None and chip.name in generation.chips else "datasheet"
 
 
@@ -159,7 +162,7 @@ def calibration_of(table: Mapping[str, Any]) -> TrainCalibration:
     generations = tuple(
         Generation(
             name, item["vendor"], tuple(item["chips"]), bool(item.get("default", False)), item["arithmetic"],
-            item["low"], item.get("power", {}),
+            item["low"], item["sparse"], item["sparse_seen"], item["power"],
         )
         for name, item in table["generations"].items()
     )  # fmt: skip

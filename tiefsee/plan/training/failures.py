@@ -20,12 +20,14 @@ from typing import Any
 
 from tiefsee.errors import ConfigError
 from tiefsee.hardware import Chip, Figure
-from tiefsee.plan.estimate import Estimate
+from tiefsee.plan.estimate import Estimate, Grade
 from tiefsee.plan.training.optimizer import HOST_BYTES_PER_S, STATE_BYTES, WEIGHT_BYTES
 
 # Into shared storage, per card: 8 cards of a node at 2 GB/s together. 400 Gbit/s of storage network carry more, disks
 # behind it often less.
 STORAGE_BYTES_PER_S = 0.25e9
+# The formula alone would save each minute where a save is cheap; few do: saves share the network, are checked and kept.
+LEAST_INTERVAL_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -103,20 +105,25 @@ def goodput(
 
     def at(rate_per_hour: float, restart_s: float) -> tuple[float, float, float]:
         mtbf_s = 3600.0 / (rate_per_hour * num_cards) * slower
-        interval = max(best_interval(save_s, mtbf_s), write_s if asynchronous else 0.0)
+        interval = max(best_interval(save_s, mtbf_s), write_s if asynchronous else 0.0, LEAST_INTERVAL_S * slower)
         late = write_s if asynchronous else 0.0
         return useful_share(interval, save_s, restart_s * slower + late, mtbf_s), interval, mtbf_s
 
     rate, restart = known.per_card_hour, known.restart_s
     share, interval_s, mtbf_s = at(rate.value, restart.value)
-    # Rate and restart vary on their own: their effects add as squares.
-    down = math.hypot(share - at(rate.high, restart.value)[0], share - at(rate.value, restart.high)[0])
-    up = math.hypot(at(rate.low, restart.value)[0] - share, at(rate.value, restart.low)[0] - share)
+    # Rate and restart vary on their own: their effects on the share that is lost add as squares of logarithms.
+    lost = 1.0 - share
+
+    def ratio(rate_per_hour: float, restart_s: float) -> float:
+        return math.log((1.0 - at(rate_per_hour, restart_s)[0]) / lost)
+
+    worse = math.hypot(ratio(rate.high, restart.value), ratio(rate.value, restart.high))
+    better = math.hypot(ratio(rate.low, restart.value), ratio(rate.value, restart.low))
     per_day = rate.value * num_cards * 24 / slower
-    grade = "fitted" if rate.kind != "estimate" else "datasheet"
+    grade: Grade = "fitted" if rate.kind != "estimate" else "datasheet"
     restart_s = restart.value * slower
     return Goodput(
-        Estimate(share, max(0.0, share - down), min(1.0, share + up), "share", grade),
+        Estimate(share, max(0.01, 1 - lost * math.exp(worse)), 1 - lost * math.exp(-better), "share", grade),
         Estimate(per_day, per_day * rate.low / rate.value, per_day * rate.high / rate.value, "per_day", grade),
         mtbf_s, interval_s, save_s, write_s, restart_s, size,
         {
