@@ -51,16 +51,18 @@ def run(options: argparse.Namespace) -> int:
 
     chip, count = parse_fleet(options.chips)
     job = _job(options, chip, count)
-    extra = _storage(options)
+    storage = _storage(options)
     named = options.against or (AGAINST if chip.usd_per_hour is None and options.price is None else None)
     against = None
     if named is not None:
         other, number = parse_fleet(named)
-        against = plan_training(_job(options, other, number, alternative=True), **extra)
+        against = plan_training(_job(options, other, number, alternative=True), storage_bytes_per_s=storage)
         if against.usd is None:
             raise ConfigError(f"{named} has no public price either; give --against a chip that has one, or --price")
-    layout = _layout(options.layout) if options.layout else "search"
-    plan = plan_training(job, layout, date=options.date, usd_per_hour=options.price, against=against, **extra)
+    plan = plan_training(
+        job, _layout(options.layout) if options.layout else None, date=options.date, usd_per_hour=options.price,
+        against=against, storage_bytes_per_s=storage,
+    )  # fmt: skip
     points = scaling(job, _counts(options.scaling, count), options.date) if options.scaling else []
     if options.json:
         answer = to_json(plan)
@@ -95,10 +97,11 @@ def _job(options: argparse.Namespace, chip: Any, count: int, alternative: bool =
     )  # fmt: skip
 
 
-def _storage(options: argparse.Namespace) -> dict[str, float]:
+def _storage(options: argparse.Namespace) -> float:
+    from tiefsee.plan.training.failures import STORAGE_BYTES_PER_S
     from tiefsee.units import parse_quantity
 
-    return {} if options.storage is None else {"storage_bytes_per_s": parse_quantity(options.storage, "bytes/s")}
+    return STORAGE_BYTES_PER_S if options.storage is None else parse_quantity(options.storage, "bytes/s")
 
 
 def _layout(text: str) -> dict[str, Any]:
@@ -128,7 +131,8 @@ def _scaling_json(point: ScalingPoint) -> dict[str, Any]:
     answer: dict[str, Any] = {"num_chips": point.num_chips}
     if point.plan is None:
         return answer | {"error": point.error}
-    for name in ("tokens_per_s", "tokens_per_s_per_chip", "mfu", "goodput", "useful_tokens_per_s_per_chip", "efficiency"):
+    rates = ("tokens_per_s", "tokens_per_s_per_chip", "useful_tokens_per_s_per_chip")
+    for name in (*rates, "mfu", "goodput", "efficiency"):
         answer[name] = digits(getattr(point, name))
     answer["losses"] = {name: digits(value, 2) for name, value in point.losses.items()}
     return answer | {"why": point.why, "layout": layout_json(point.plan.step), "days": digits(point.plan.days.value)}
@@ -167,8 +171,9 @@ def show(console: Console, plan: TrainingPlan, against: TrainingPlan | None, poi
     if against is not None and plan.break_even_usd_per_hour is not None and against.usd is not None:
         even = plan.break_even_usd_per_hour
         console.print(
-            f"money       {plan.against} would take {against.days.value:,.0f} days and {against.usd.value / 1e6:,.3g} M USD; "
-            f"{job.chip.name} breaks even at {even.value:.2g} USD per card and hour ({even.low:.2g} to {even.high:.2g})"
+            f"money       {plan.against} would take {against.days.value:,.0f} days and "
+            f"{against.usd.value / 1e6:,.3g} M USD; {job.chip.name} breaks even at {even.value:.2g} USD per card and "
+            f"hour ({even.low:.2g} to {even.high:.2g})"
         )
     for point in points:
         console.print(_scaling_line(point))

@@ -32,6 +32,7 @@ class TrainEfficiency:
     overlap_tax         of the arithmetic, while communication runs beside it (V3: 20 of 132 SMs)
     host_layer_s        until the host has launched one layer's forward; backward takes twice that
     step_s              once per step: gradient norm, data, logs
+    host_bytes_per_s    between a chip and its host in one direction, PCIe 5 x16 at work: states kept there, saves
     jitter              what the slowest of many ranks takes over the mean, each step
     """
 
@@ -48,6 +49,7 @@ class TrainEfficiency:
     overlap_tax: float = 0.15
     host_layer_s: float = 0.5e-3
     step_s: float = 0.05
+    host_bytes_per_s: float = 25e9
     jitter: float = 1.02
 
     def changed(self, **factors: float) -> TrainEfficiency:
@@ -60,7 +62,7 @@ class TrainEfficiency:
 
     def slower(self, k: float) -> TrainEfficiency:
         """Every clock k times slower; shares stay."""
-        return self.changed(host_layer_s=k, step_s=k)
+        return self.changed(host_layer_s=k, step_s=k, host_bytes_per_s=1 / k)
 
 
 FIELDS = tuple(f.name for f in fields(TrainEfficiency))

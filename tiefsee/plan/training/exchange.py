@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tiefsee.hardware import Chip, Link, link_for
-from tiefsee.spec.model import CompressedAttention, LayerSpec, MoE, ModelSpec
+from tiefsee.spec.model import CompressedAttention, LayerSpec, ModelSpec, MoE
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def over(link: Link, num_bytes: float, messages: float = 1.0) -> Exchange:
 
 def distinct(places: float, choices: float) -> float:
     """How many of `places` equally likely ones `choices` draws meet, in the mean: 8 draws of 32 meet 7.2."""
-    return places * (1.0 - (1.0 - 1.0 / places) ** choices)
+    return places * (1.0 - float((1.0 - 1.0 / places) ** choices))
 
 
 def expert_exchange(moe: MoE, hidden: int, chip: Chip, ep: int, tokens: float, bytes_per_value: float) -> Exchange:

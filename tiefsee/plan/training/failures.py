@@ -21,7 +21,7 @@ from typing import Any
 from tiefsee.errors import ConfigError
 from tiefsee.hardware import Chip, Figure
 from tiefsee.plan.estimate import Estimate, Grade
-from tiefsee.plan.training.optimizer import HOST_BYTES_PER_S, STATE_BYTES, WEIGHT_BYTES
+from tiefsee.plan.training.optimizer import STATE_BYTES, WEIGHT_BYTES
 
 # Into shared storage, per card: 8 cards of a node at 2 GB/s together. 400 Gbit/s of storage network carry more, disks
 # behind it often less.
@@ -92,7 +92,7 @@ def useful_share(interval_s: float, save_s: float, restart_s: float, mtbf_s: flo
 
 def goodput(
     chip: Chip, num_cards: int, num_parameters: float, optimizer: str, *, asynchronous: bool = True,
-    storage_bytes_per_s: float = STORAGE_BYTES_PER_S, host_bytes_per_s: float = HOST_BYTES_PER_S, slower: float = 1.0,
+    storage_bytes_per_s: float = STORAGE_BYTES_PER_S, host_bytes_per_s: float = 25e9, slower: float = 1.0,
 ) -> Goodput:  # fmt: skip
     """`storage_bytes_per_s` is per card. Asynchronous: the job stops for the copy to the host only, but a failure
     before that copy reached storage costs what was done since the save before. `slower`: times of a slower world."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
 from tiefsee.errors import ConfigError
-from tiefsee.hardware import Chip, chip_names, find_chip
+from tiefsee.hardware import Chip, Figure, chip_names, find_chip
 from tiefsee.plan.formats import ALIASES, PRECISIONS, formats_of
 from tiefsee.plan.training.activations import activation_bytes
 from tiefsee.plan.training.layout import Recompute
@@ -20,23 +20,25 @@ Optimizer = Literal["adamw", "muon"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """The published recipe of a kind of model: what a job takes where nothing is said."""
+    """The published recipe of a kind of model: what a job takes where nothing is said; `date` of publication."""
 
     sequence: int
     global_batch_tokens: float
     tokens: float
     optimizer: Optimizer
+    date: str
     source: str
 
 
-# By model_type (V4 by size: Flash has 43 layers).
-_V3 = Recipe(4096, 15360 * 4096.0, 14.8e12, "adamw", "DeepSeek-V3 report, arXiv 2412.19437, section 4.2")
+_V4 = "DeepSeek-V4 report, section 4.2.2 (4K, then 16K)"
+# By model_type; V4 by size: Flash has 43 layers.
+_V3 = Recipe(4096, 15360 * 4096.0, 14.8e12, "adamw", "2024-12", "DeepSeek-V3 report, arXiv 2412.19437, section 4.2")
 RECIPES = {
-    "deepseek_v2": Recipe(4096, 9216 * 4096.0, 8.1e12, "adamw", "DeepSeek-V2 report, arXiv 2405.04434, section 3.1.2"),
+    "deepseek_v2": Recipe(4096, 9216 * 4096.0, 8.1e12, "adamw", "2024-05", "DeepSeek-V2, arXiv 2405.04434, sec. 3.1.2"),
     "deepseek_v3": _V3,
     "deepseek_v32": _V3,
-    "deepseek_v4": Recipe(16384, 94.4e6, 33e12, "muon", "DeepSeek-V4 report, section 4.2.2 (4K, then 16K)"),
-    "deepseek_v4_flash": Recipe(16384, 75.5e6, 32e12, "muon", "DeepSeek-V4 report, section 4.2.2 (4K, then 16K)"),
+    "deepseek_v4": Recipe(16384, 94.4e6, 33e12, "muon", "2026-04", _V4),
+    "deepseek_v4_flash": Recipe(16384, 75.5e6, 32e12, "muon", "2026-04", _V4),
 }
 
 
@@ -133,15 +135,49 @@ def make_job(
 
 
 def split_package(chip: Chip) -> tuple[Chip, int]:
-    """What one rank runs on. A package whose die has an entry of its own (`NAME-die`) is as many ranks as it has dies."""
+    """What one rank runs on. A package whose die has an entry (`NAME-die`) is as many ranks as it has dies.
+
+    A package that was changed (its clocks, say) gets a die that is changed likewise.
+    """
     name = f"{chip.name}-die"
-    if chip.per == "package" and chip.dies > 1 and name in chip_names():
-        return find_chip(name), chip.dies
-    return chip, 1
+    if not (chip.per == "package" and chip.dies > 1 and name in chip_names()):
+        return chip, 1
+    die, known = find_chip(name), find_chip(chip.name)
+    return (die if chip is known else _like(die, chip, known)), chip.dies
+
+
+def _like(die: Chip, chip: Chip, known: Chip) -> Chip:
+    """The die with each figure in the ratio of the package's to that of the catalogue's package."""
+
+    def scaled(own: Figure, now: Figure, then: Figure) -> Figure:
+        k = now.value / then.value
+        return replace(own, value=own.value * k, low=own.low * k, high=own.high * k)
+
+    links = []
+    for link in die.links:
+        now, then = (
+            next((x for x in c.links if x.tier == link.tier), c.links[0]) for c in (chip, known)
+        )  # between dies: as the nearest link of the package
+        links.append(
+            replace(
+                link, bytes_per_s=scaled(link.bytes_per_s, now.bytes_per_s, then.bytes_per_s),
+                latency_s=scaled(link.latency_s, now.latency_s, then.latency_s),
+            )
+        )  # fmt: skip
+    peaks = {
+        name: scaled(peak, chip.flops_per_s[name], known.flops_per_s[name])
+        for name, peak in die.flops_per_s.items()
+        if name in chip.flops_per_s and name in known.flops_per_s
+    }
+    return replace(
+        die, flops_per_s=peaks, links=tuple(links),
+        memory_bytes=scaled(die.memory_bytes, chip.memory_bytes, known.memory_bytes),
+        memory_bytes_per_s=scaled(die.memory_bytes_per_s, chip.memory_bytes_per_s, known.memory_bytes_per_s),
+    )  # fmt: skip
 
 
 def training_precision(precision: str | None, chip: Chip) -> str:
-    """fp8 where the chip has it, else bf16. Weights that are served in INT8 are not trained in it. Raises ConfigError."""
+    """fp8 where the chip has it, else bf16. What is served in INT8 is not trained in it. Raises ConfigError."""
     if precision is None:
         return "fp8" if chip.has("fp8") else "bf16"
     name = precision.lower().replace("_", "-")

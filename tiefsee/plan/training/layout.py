@@ -145,6 +145,6 @@ def check_layout(spec: ModelSpec, layout: TrainLayout, sequence: int) -> None:
     if layout.schedule == "dualpipe" and layout.pp % 2:
         raise ConfigError(f"DualPipe feeds a pipeline from both ends: pp = {layout.pp} is odd; take an even number")
     if layout.pp > 1 and layout.zero > 1 and layout.schedule == "dualpipe":
-        raise ConfigError(f"zero = {layout.zero} with DualPipe would gather or reduce in each micro-batch; take zero = 1")
+        raise ConfigError(f"zero = {layout.zero} with DualPipe would reduce in each micro-batch; take zero = 1")
     if sequence % (2 * layout.cp if layout.cp > 1 else 1):
         raise ConfigError(f"cp = {layout.cp} cuts a sequence into {2 * layout.cp} pieces; {sequence} does not divide")

@@ -15,14 +15,12 @@ from tiefsee.plan.training.exchange import ring
 from tiefsee.plan.training.job import Optimizer
 from tiefsee.plan.training.layout import TrainLayout
 from tiefsee.plan.training.parameters import Parameters
-from tiefsee.plan.training.units import exchange_seconds
+from tiefsee.plan.training.times import exchange_seconds
 
 WEIGHT_BYTES = 2.0  # BF16
 # An FP32 master copy; moments in BF16 (V3, section 3.3.2). Muon keeps one moment.
 STATE_BYTES = {"adamw": 4.0 + 2.0 + 2.0, "muon": 4.0 + 2.0}
 NEWTON_ITERATIONS = 10
-# Bytes per second between a chip and its host, in one direction (PCIe 5 x16 at work): for optimizer states there.
-HOST_BYTES_PER_S = 25e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +42,7 @@ def shards(layout: TrainLayout) -> tuple[int, int]:
 
 
 def update_seconds(
-    chip: Chip, held: Parameters, layout: TrainLayout, optimizer: Optimizer, e: TrainEfficiency, host_bytes_per_s: float
+    chip: Chip, held: Parameters, layout: TrainLayout, optimizer: Optimizer, e: TrainEfficiency
 ) -> Update:
     """`held`: what the rank holds before ZeRO."""
     dense_group, expert_group = shards(layout)
@@ -57,7 +55,7 @@ def update_seconds(
     state = STATE_BYTES[optimizer]
     traffic = own * (layout.gradient_bytes + 2 * state + WEIGHT_BYTES) / chip.memory_bytes_per_s.value / e.memory
     if layout.offload:
-        traffic += 2 * own * state / host_bytes_per_s
+        traffic += 2 * own * state / e.host_bytes_per_s
     if optimizer == "muon":
         peak = chip.peak(compute_format(chip, "bf16")).value
         flops = held.newton_dense / max(1, dense_group) + held.newton_experts / max(1, expert_group)

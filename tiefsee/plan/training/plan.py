@@ -20,6 +20,12 @@ from tiefsee.plan.training.step import Step, check_job_layout, place, step_time
 from tiefsee.plan.training.where import bottleneck_of, where
 from tiefsee.spec.cost import training_flops_per_token
 
+# Pangu Ultra MoE is near V3 in shape but no preset, so it is not among the rows of the fit.
+LARGE_ASCEND = (
+    "of large Ascend runs one is published in tokens: Pangu Ultra MoE (718B-A39B) on 6,000 x 910B in 2025-05, 1.46M "
+    "tokens/s, 243 a card (arXiv 2505.04519); this model has V3 at 370 a card there. Huawei has since told of 1.4 "
+    "times as much. So the lower half of the range is the likelier"
+)
 Layout = TrainLayout | Mapping[str, Any] | Literal["search"] | None
 
 
@@ -35,6 +41,7 @@ class TrainingPlan:
 
     job: TrainJob
     stack: Stack
+    efficiency: TrainEfficiency
     step: Step
     alternatives: tuple[Step, ...]
     step_s: Estimate
@@ -77,16 +84,16 @@ def plan_training(
     parameters = job.total_parameters
     good = goodput(
         job.chip, job.num_chips, parameters.dense + parameters.experts, job.optimizer,
-        storage_bytes_per_s=storage_bytes_per_s / slower, slower=slower,
+        storage_bytes_per_s=storage_bytes_per_s / slower, host_bytes_per_s=e.host_bytes_per_s, slower=slower,
     )  # fmt: skip
     busy = rate.inverse(job.tokens / 3600 * job.num_chips, "gpu_hours")
     hours = _over(busy, good.share, "gpu_hours")
     shares = where(step, e)
     return TrainingPlan(
-        job, stack, step, others, step_s, rate, per_chip, _tflops(job, per_chip.value), _mfu(job, per_chip), good,
+        job, stack, e, step, others, step_s, rate, per_chip, _tflops(job, per_chip.value), _mfu(job, per_chip), good,
         hours.scaled(1 / job.num_chips / 24, "days"), hours, busy, *_money(job, hours, usd_per_hour, against), shares,
         bottleneck_of(job, step, shares, good), weakest((grade, good.share.grade)) if grade == "rumour" else grade,
-        tuple([*job.notes, *notes, *_notes(job, step, stack)]), _sources(job, stack, calibration, good),
+        (*job.notes, *notes, *_notes(job, step, stack)), _sources(job, stack, calibration, good),
     )  # fmt: skip
 
 
@@ -187,6 +194,12 @@ def _notes(job: TrainJob, step: Step, stack: Stack) -> list[str]:
         notes.append("optimizer states lie in the host's memory: nothing else fits")
     if layout.gradients == "bf16":
         notes.append("gradients are summed in BF16, since sums in FP32 do not fit; DeepSeek sums in FP32")
+    recipe = recipe_of(job.spec)
+    if job.chip.available > recipe.date:
+        notes.append(f"{job.model} was published in {recipe.date}; the {job.chip.name} has been there since "
+                     f"{job.chip.available}, or will be")  # fmt: skip
+    if job.chip.vendor == "huawei" and job.num_ranks >= 2000:
+        notes.append(LARGE_ASCEND)
     if job.imbalance == 1.0:
         notes.append("experts are taken as evenly loaded, as the published benchmarks force them to be")
     return notes

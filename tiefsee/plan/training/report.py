@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -66,7 +65,3 @@ def to_json(plan: TrainingPlan) -> dict[str, Any]:
         "notes": list(plan.notes),
         "sources": list(plan.sources),
     }  # fmt: skip
-
-
-def parts_of(step: Step) -> Mapping[str, float]:
-    return dict(step.parts)

@@ -1,7 +1,7 @@
-"""GRPO: rollouts, log-probabilities of the reference, update; cards for both in turn, or split between them.
+"""GRPO: rollouts, log-probabilities, update; cards for both in turn, or split between them.
 
-    colocated   rollout + tail + reference + updates + switch (weights and states change places)
-    separate    rollouts of the next batch beside the update of this one: the longer of the two, and the new weights' way
+    colocated   rollout + tail + log-probabilities + updates + switch (weights and states change places)
+    separate    rollouts of the next batch beside the update of this one: the longer, and the new weights' way
 
 The tail: a batch is done when its longest answer is. While the last answers finish, most of the pool idles; partial
 rollouts hide a share of it (`tail_hidden`).
@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from tiefsee.errors import ConfigError, OutOfMemory
 from tiefsee.plan.estimate import Estimate
 from tiefsee.plan.training.exchange import far_link, near_link
-from tiefsee.plan.training.failures import HOST_BYTES_PER_S
 from tiefsee.plan.training.job import TrainJob
 from tiefsee.plan.training.optimizer import STATE_BYTES, WEIGHT_BYTES
 from tiefsee.plan.training.plan import Layout, TrainingPlan, plan_training
@@ -28,7 +27,8 @@ class Rollouts:
     """What one iteration generates. Lengths are means in tokens; `longest` is the longest answer of a batch.
 
     `tokens_per_s_per_chip` of output at full load: a number, or a function of the number of chips (a serving plan).
-    `tpot_s` is the pace of a single answer at the end, when few are left.
+    `tpot_s` is the pace of a single answer at the end, when few are left. `forwards`: passes for log-probabilities, of
+    the reference and of the policy that generated (verl computes both; 1 without a KL term).
     """
 
     prompts: int
@@ -40,12 +40,14 @@ class Rollouts:
     tpot_s: float = 0.03
     tail_hidden: float = 0.0
     updates: int = 1
-    with_reference: bool = True
+    forwards: int = 2
 
     def __post_init__(self) -> None:
         for name in ("prompts", "samples", "updates"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; needed is 1 or more")
+        if self.forwards < 0:
+            raise ConfigError(f"forwards is {self.forwards}; needed is 0 or more")
         if not self.longest >= self.answer_tokens > 0:
             raise ConfigError(
                 f"the longest answer has {self.longest:g} tokens, the mean {self.answer_tokens:g}; needed is "
@@ -132,10 +134,10 @@ def _generation(rollouts: Rollouts, chips: int) -> tuple[float, float]:
 
 
 def _learning(plan: TrainingPlan, rollouts: Rollouts) -> tuple[float, float]:
-    """(reference, updates): the reference is the forward pass of every sequence through the same layout."""
+    """(log-probabilities, updates): forward passes of every sequence through the same layout, and whole steps."""
     step = plan.step
     forward = (step.micro_batches + step.layout.pp - 1) * step.mean.one_forward * rollouts.updates
-    return forward if rollouts.with_reference else 0.0, step.seconds * rollouts.updates
+    return forward * rollouts.forwards, step.seconds * rollouts.updates
 
 
 def _colocated(job: TrainJob, rollouts: Rollouts, layout: Layout, spread: float) -> RLPlan:
@@ -147,7 +149,10 @@ def _colocated(job: TrainJob, rollouts: Rollouts, layout: Layout, spread: float)
     each = held / job.num_ranks
     link = near_link(job.rank_chip) or far_link(job.rank_chip)
     assert link is not None
-    switch = 2 * each * STATE_BYTES[job.optimizer] / HOST_BYTES_PER_S + each * WEIGHT_BYTES / link.bytes_per_s.value
+    switch = (
+        2 * each * STATE_BYTES[job.optimizer] / plan.efficiency.host_bytes_per_s
+        + each * WEIGHT_BYTES / link.bytes_per_s.value
+    )
     parts = {"rollout": bulk, "tail": tail, "reference": reference, "update": update, "switch": switch}
     return _answer("colocated", job, job.num_chips, job.num_chips, sum(parts.values()), parts, plan, rollouts, spread)
 

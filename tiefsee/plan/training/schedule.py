@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from tiefsee.errors import ConfigError
 from tiefsee.plan.training.layout import TrainLayout
-from tiefsee.plan.training.units import Times
+from tiefsee.plan.training.times import Times
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,8 @@ from tiefsee.plan.training.memory import rank_memory
 from tiefsee.plan.training.parameters import Parameters
 from tiefsee.plan.training.schedule import timeline
 from tiefsee.plan.training.step import Step, kind_times, micro_batches_of, micro_of, place, step_time
-from tiefsee.plan.training.units import Network, Times, network_units
+from tiefsee.plan.training.times import Times
+from tiefsee.plan.training.units import Network, network_units
 from tiefsee.spec.model import MoE
 from tiefsee.units import format_bytes
 
@@ -187,9 +188,8 @@ def _nothing_fits(job: TrainJob, tried: list[TrainLayout]) -> str:
     )
     missing, _, layout = least
     return (
-        f"{job.model} does not fit on {job.num_chips:,} x {job.chip.name}: the layout that comes nearest (tp {layout.tp}, "
-        f"ep {layout.ep}, pp {layout.pp}, cp {layout.cp}, zero {layout.zero}, everything recomputed, states on the host) "
-        f"needs {format_bytes(missing)} more on each {job.rank_chip.name} than its "
+        f"{job.model} does not fit on {job.num_chips:,} x {job.chip.name}: the layout that comes nearest (tp "
+        f"{layout.tp}, ep {layout.ep}, pp {layout.pp}, cp {layout.cp}, zero {layout.zero}, everything recomputed, "
+        f"states on the host) needs {format_bytes(missing)} more on each {job.rank_chip.name} than its "
         f"{format_bytes(job.rank_chip.memory_bytes.value)}. Take more chips, or chips with more memory"
     )
-

@@ -58,14 +58,12 @@ def _improved(loads: tuple[float, ...], ends: list[int], ranks: tuple[tuple[int,
     prefix = [0.0]
     for load in loads:
         prefix.append(prefix[-1] + load)
-    owner = {chunk: rank for rank, chunks in enumerate(ranks) for chunk in chunks}
 
     def chunk_load(i: int) -> float:
         return prefix[ends[i]] - prefix[ends[i - 1] if i else 0]
 
     rank_load = [sum(chunk_load(c) for c in set(chunks)) for chunks in ranks]
-    pairs = {rank: chunks for rank, chunks in enumerate(ranks)}
-    touched = {c: [r for r, chunks in pairs.items() if c in chunks] for c in owner}
+    touched = {c: [r for r, chunks in enumerate(ranks) if c in chunks] for c in range(len(ends))}
     for _ in range(200):
         best: tuple[float, float] | None = None
         move = (0, 0)

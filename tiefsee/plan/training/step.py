@@ -1,4 +1,4 @@
-"""One training step: units cut into stages, micro-batches run through a schedule, gradients reduced, weights updated."""
+"""One training step: units in stages, micro-batches through a schedule, gradients reduced, weights updated."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from functools import lru_cache
 from typing import Literal
 
 from tiefsee.errors import ConfigError, OutOfMemory
+from tiefsee.hardware import Chip
 from tiefsee.plan.training.efficiency import Stack, TrainEfficiency
 from tiefsee.plan.training.exchange import ring, stage_exchange
 from tiefsee.plan.training.job import TrainJob
 from tiefsee.plan.training.layout import RECOMPUTES, Recompute, TrainLayout
 from tiefsee.plan.training.memory import Memory, rank_memory
-from tiefsee.plan.training.optimizer import HOST_BYTES_PER_S, WEIGHT_BYTES, Update, update_seconds
+from tiefsee.plan.training.optimizer import WEIGHT_BYTES, Update, update_seconds
 from tiefsee.plan.training.parameters import Parameters, rank_parameters
 from tiefsee.plan.training.schedule import Timeline, timeline
 from tiefsee.plan.training.stages import cut, rank_chunks
-from tiefsee.plan.training.units import Micro, Network, Times, exchange_seconds, network_units, unit_times
+from tiefsee.plan.training.times import Times, exchange_seconds, unit_times
+from tiefsee.plan.training.units import Micro, Network, network_units
 from tiefsee.units import format_bytes
 
 GRADIENTS: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
@@ -123,9 +125,9 @@ def step_time(job: TrainJob, placed: Placed, e: TrainEfficiency, stack: Stack) -
     per_flush = m if flushes == 1 else m / flushes
     line = timeline(ranks, layout, math.ceil(per_flush), overlap, e.overlap_tax)
     fullest = max(placed.held, key=lambda p: p.dense + p.experts)
-    update = update_seconds(chip, fullest, layout, job.optimizer, e, HOST_BYTES_PER_S)
+    update = update_seconds(chip, fullest, layout, job.optimizer, e)
     exposed = _exposed_zero(chip, fullest, layout, mean, m, flushes, e)
-    # Bucket by bucket under the last backward and the first forward; DualPipe and zero-bubble end in weights' gradients.
+    # Bucket by bucket under the last backward and the next forward; DualPipe and zero-bubble end in weights' gradients.
     hidden = 0.0 if layout.schedule in ("dualpipe", "zero-bubble") else mean.alone
     opt = max(0.0, update.reduce + update.gather - hidden) + update.update + e.step_s
     busy = {"1F": line.forward, "1B": line.backward, "1W": line.weight, "1F1B": line.pair}
@@ -168,15 +170,15 @@ def _rank_times(job: TrainJob, placed: Placed, e: TrainEfficiency, overlap: bool
 
 
 def _exposed_zero(
-    chip: object, held: Parameters, layout: TrainLayout, mean: Times, m: int, flushes: int, e: TrainEfficiency
+    chip: Chip, held: Parameters, layout: TrainLayout, mean: Times, m: int, flushes: int, e: TrainEfficiency
 ) -> float:
     """ZeRO-2 and 3 within a step: gradients reduced, weights gathered for each micro-batch (for each flush of a
     pipeline), under the arithmetic of the one before."""
     if layout.zero < 2:
         return 0.0
     times = m if layout.pp == 1 else flushes
-    dense = ring(chip, layout.dp * layout.cp, layout.tp, held.dense)  # type: ignore[arg-type]
-    experts = ring(chip, layout.expert_dp, layout.ep, held.experts)  # type: ignore[arg-type]
+    dense = ring(chip, layout.dp * layout.cp, layout.tp, held.dense)
+    experts = ring(chip, layout.expert_dp, layout.ep, held.experts)
     per_byte = exchange_seconds(dense, e) + exchange_seconds(experts, e)
     gathers = 2.0 * WEIGHT_BYTES if layout.zero == 3 else 0.0
     each = per_byte * (gathers + layout.gradient_bytes)

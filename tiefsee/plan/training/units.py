@@ -1,4 +1,4 @@
-"""The pieces that a network is cut into, and what one micro-batch costs in each: ideal seconds, before efficiencies.
+"""The pieces that a network is cut into, and what one micro-batch costs in each: ideal seconds, at the peaks.
 
 A unit is a layer, the embedding, or what stands behind the last layer (MTP and heads). Layers of a kind share one.
 """
@@ -10,9 +10,7 @@ from functools import lru_cache
 
 from tiefsee.hardware import Chip
 from tiefsee.plan.formats import compute_format
-from tiefsee.plan.training.efficiency import TrainEfficiency
 from tiefsee.plan.training.exchange import Exchange, context_exchange, expert_exchange, tensor_exchange
-from tiefsee.plan.training.layout import Recompute
 from tiefsee.spec import ModelSpec
 from tiefsee.spec.cost import Formats, Shard, TrainOp, training_ops
 from tiefsee.spec.cost.types import BYTES
@@ -23,8 +21,8 @@ _LOW = ("fp8", "fp4")
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One operator: ideal seconds of arithmetic, of its own memory traffic, and of what runs besides (quantisation, sums
-    of gradients): forward, for the inputs' gradients, for the weights'. `cheap`: selective recomputation repeats it.
+    """One operator: ideal seconds of arithmetic, of its own memory traffic, and of what runs besides (quantisation,
+    sums of gradients): forward, for the inputs' gradients, for the weights'. `cheap`: recomputed if "selective".
     """
 
     name: str
@@ -173,115 +171,3 @@ def _piece(chip: Chip, op: TrainOp, tp: int, sparse: bool) -> Piece:
     fx, bx, wx = (count * size / bandwidth for size in packed)
     kind = "sparse" if gathers else op.kind
     return Piece(op.name, kind, low, op.recompute.bytes > 0, (f, b, w), (fm, bm, wm), (fx, bx, wx))
-
-
-@dataclass(frozen=True, slots=True)
-class Times:
-    """Seconds of one micro-batch in a unit or a stage.
-
-    forward, backward   arithmetic: backward is recomputation and the gradients of the inputs, `weight` those of the
-                        weights
-    experts             all-to-all of the forward pass, `experts_back` of the backward pass (which recomputation of
-                        everything doubles)
-    others              TP, CP and exposed PP exchanges, likewise
-    host                until the host has launched the forward pass, `host_back` the backward pass
-    """
-
-    forward: float = 0.0
-    backward: float = 0.0
-    weight: float = 0.0
-    experts: float = 0.0
-    experts_back: float = 0.0
-    others: float = 0.0
-    others_back: float = 0.0
-    host: float = 0.0
-    host_back: float = 0.0
-
-    def __add__(self, o: Times) -> Times:
-        return Times(
-            self.forward + o.forward, self.backward + o.backward, self.weight + o.weight, self.experts + o.experts,
-            self.experts_back + o.experts_back, self.others + o.others, self.others_back + o.others_back,
-            self.host + o.host, self.host_back + o.host_back,
-        )  # fmt: skip
-
-    def __mul__(self, k: float) -> Times:
-        return Times(
-            self.forward * k, self.backward * k, self.weight * k, self.experts * k, self.experts_back * k,
-            self.others * k, self.others_back * k, self.host * k, self.host_back * k,
-        )  # fmt: skip
-
-    # The host launches ahead while the chip works; where both take long, gaps add up a little: a soft maximum.
-
-    @property
-    def one_forward(self) -> float:
-        """Alone, nothing beside it."""
-        return either(self.forward + self.experts + self.others, self.host)
-
-    @property
-    def one_backward(self) -> float:
-        """Gradients of the inputs, alone."""
-        return either(self.backward + self.experts_back + self.others_back, self.host_back * 0.5)
-
-    @property
-    def one_weight(self) -> float:
-        return either(self.weight, self.host_back * 0.5)
-
-    @property
-    def alone(self) -> float:
-        """Forward and the whole backward one after the other."""
-        whole_back = either(self.backward + self.weight + self.experts_back + self.others_back, self.host_back)
-        return self.one_forward + whole_back
-
-    def pair(self, tax: float) -> float:
-        """Forward of one micro-batch beside the backward of another: all-to-all under arithmetic; what is longer
-        stays. Communication takes `tax` of the chip meanwhile."""
-        arithmetic = (self.forward + self.backward + self.weight) / (1.0 - tax)
-        hidden = max(arithmetic, self.experts + self.experts_back) + self.others + self.others_back
-        return min(either(hidden, self.host + self.host_back), self.alone)
-
-
-def either(a: float, b: float) -> float:
-    """Close to the larger of two; 19 % above it where they are equal."""
-    return float((a**4 + b**4) ** 0.25)
-
-
-def piece_seconds(piece: Piece, e: TrainEfficiency) -> tuple[float, float, float]:
-    """Forward, inputs' gradients, weights' gradients."""
-    share = {"matmul": e.matmul, "experts": e.experts, "attention": e.attention, "sparse": e.sparse}.get(piece.kind, 1.0)
-    if piece.low:
-        share *= e.low
-    back = share * (e.attention_backward if piece.kind in ("attention", "sparse") else 1.0)
-    f, b, w = (
-        max(compute / own, memory / e.memory) + extra / e.memory
-        for compute, memory, extra, own in zip(
-            piece.compute_s, piece.memory_s, piece.extra_s, (share, back, share * e.weight), strict=True
-        )
-    )
-    return f, b, w
-
-
-def exchange_seconds(x: Exchange, e: TrainEfficiency) -> float:
-    return max(x.near_s / e.near, x.far_s / e.far) + x.latency_s
-
-
-def unit_times(unit: Unit, e: TrainEfficiency, recompute: Recompute) -> Times:
-    """What is computed again before the backward pass counts with it; with "full" it is exchanged again as well."""
-    forward = backward = weight = 0.0
-    for piece in unit.pieces:
-        f, b, w = piece_seconds(piece, e)
-        again = f if recompute == "full" or (recompute == "selective" and piece.cheap) else 0.0
-        forward, backward, weight = forward + f, backward + b + again, weight + w
-    experts, others = exchange_seconds(unit.experts, e), exchange_seconds(unit.others, e)
-    back, host = 2.0 if recompute == "full" else 1.0, unit.launches * e.host_layer_s
-    return Times(
-        forward, backward, weight, experts, experts * back, others, others * back, host, host * (1.0 + back)
-    )
-
-
-def operator_seconds(network: Network, e: TrainEfficiency) -> dict[str, float]:
-    """Seconds of one micro-batch by operator over the whole network, all phases: what a bottleneck is named by."""
-    found: dict[str, float] = {}
-    for index in network.order:
-        for piece in network.kinds[index].pieces:
-            found[piece.name] = found.get(piece.name, 0.0) + sum(piece_seconds(piece, e))
-    return found

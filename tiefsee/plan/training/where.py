@@ -6,7 +6,7 @@ from tiefsee.plan.training.efficiency import TrainEfficiency
 from tiefsee.plan.training.failures import Goodput
 from tiefsee.plan.training.job import TrainJob
 from tiefsee.plan.training.step import Step
-from tiefsee.plan.training.units import piece_seconds
+from tiefsee.plan.training.times import piece_seconds
 
 KINDS = {
     "matmul": "dense products", "experts": "routed experts", "attention": "attention", "sparse": "sparse attention",
@@ -21,8 +21,8 @@ _ADVICE = {
     "element by element": "memory bandwidth limits: fused kernels help (norms, residual streams, quantisation)",
     "exchange": "communication that nothing hides limits: {links}; DualPipe-like overlap, more EP inside the near "
     "domain or FP8 dispatch help",
-    "bubble": "the pipeline waits: a replica has {m} micro-batches for {pp} stages{virtual}; a larger global batch, fewer "
-    "stages or fewer replicas help",
+    "bubble": "the pipeline waits: a replica has {m} micro-batches for {pp} stages{virtual}; a larger global batch, "
+    "fewer stages or fewer replicas help",
     "update": "the end of the step limits: gradients and weights over {links}",
 }
 
