@@ -53,7 +53,7 @@ def test_search_finds_what_trying_all_layouts_finds() -> None:
     stack = calibration.stack(None, own.rank_chip)
     e = calibration.of(own.rank_chip, stack)
     best = math.inf
-    for layout in layouts(own):
+    for layout in layouts(own, stack.schedules):
         try:
             best = min(best, step_time(own, place(own, layout, e, stack), e, stack).seconds)
         except (OutOfMemory, ConfigError):

@@ -15,6 +15,7 @@ from typing import Any
 from tiefsee.errors import ConfigError
 from tiefsee.hardware import Chip
 from tiefsee.plan.estimate import Grade
+from tiefsee.plan.training.layout import Recompute, Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,8 @@ class Stack:
     low_dispatch    sends tokens to experts in FP8 when it trains in FP8
     seen            chips that it was fitted on
     default_for     chips that it is taken for where no stack is named
-    schedule        of a pipeline, where a layout names none
+    schedules       of a pipeline that it has; the first is taken where a layout names none
+    recompute       what a layout of this stack that does not say recomputes; None: the least that fits
     before          (ISO date, stack): what a run before that date used
     """
 
@@ -109,7 +111,8 @@ class Stack:
     default_for: tuple[str, ...]
     aliases: tuple[str, ...]
     about: str
-    schedule: str = "1f1b"
+    schedules: tuple[Schedule, ...]
+    recompute: Recompute | None = None
     before: tuple[str, str] | None = None
 
 
@@ -163,16 +166,18 @@ def calibration_of(table: Mapping[str, Any]) -> TrainCalibration:
     """From the contents of data/training.toml."""
     generations = tuple(
         Generation(
-            name, item["vendor"], tuple(item["chips"]), bool(item.get("default", False)), item["arithmetic"],
-            item["low"], item["sparse"], item["sparse_seen"], item["power"],
+            name=name, vendor=item["vendor"], chips=tuple(item["chips"]), default=bool(item.get("default", False)),
+            arithmetic=item["arithmetic"], low=item["low"], sparse=item["sparse"], sparse_seen=item["sparse_seen"],
+            power=item["power"],
         )
         for name, item in table["generations"].items()
     )  # fmt: skip
     stacks = {
         name: Stack(
-            name, item["arithmetic"], item["host"], item["overlap"], item["low_dispatch"], tuple(item["seen"]),
-            tuple(item["default_for"]), tuple(item["aliases"]), item["about"],
-            item.get("schedule", "1f1b"), tuple(item["before"]) if "before" in item else None,
+            name=name, arithmetic=item["arithmetic"], host=item["host"], overlap=item["overlap"],
+            low_dispatch=item["low_dispatch"], seen=tuple(item["seen"]), default_for=tuple(item["default_for"]),
+            aliases=tuple(item["aliases"]), about=item["about"], schedules=tuple(item["schedules"]),
+            recompute=item.get("recompute"), before=tuple(item["before"]) if "before" in item else None,
         )
         for name, item in table["stacks"].items()
     }  # fmt: skip

@@ -110,7 +110,9 @@ def _step(
         return found.best, found.others, notes
     if isinstance(layout, str):
         raise ConfigError(f"layout is {layout!r}; needed is 'search', or sizes as in {{'pp': 16, 'ep': 64}}")
-    chosen = layout if isinstance(layout, TrainLayout) else read_layout(layout, job.num_ranks, stack.schedule)
+    chosen = layout if isinstance(layout, TrainLayout) else read_layout(layout, job.num_ranks, stack.schedules[0])
+    if chosen.recompute is None and job.stack is not None and stack.recompute is not None:
+        chosen = chosen.changed(recompute=stack.recompute)
     check_layout(job.spec, chosen, job.sequence)
     check_job_layout(job, chosen)
     return step_time(job, place(job, chosen, e, stack), e, stack), (), []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -43,7 +43,7 @@ class Found:
 
 def search_layout(job: TrainJob, e: TrainEfficiency, stack: Stack, *, keep: int = 3, most: int = 400) -> Found:
     """Raises OutOfMemory that says by how many bytes where nothing fits, ConfigError where nothing divides."""
-    candidates = [(_bound(job, layout, e, stack), i, layout) for i, layout in enumerate(layouts(job))]
+    candidates = [(_bound(job, layout, e, stack), i, layout) for i, layout in enumerate(layouts(job, stack.schedules))]
     if not candidates:
         raise ConfigError(
             f"no layout of {job.model} divides {job.num_ranks:,} ranks with a global batch of {job.global_batch:,} "
@@ -71,12 +71,12 @@ def search_layout(job: TrainJob, e: TrainEfficiency, stack: Stack, *, keep: int 
     return Found(found[0], tuple(_unlike(found)[1 : keep + 1]), len(candidates), done)
 
 
-def layouts(job: TrainJob) -> Iterator[TrainLayout]:
+def layouts(job: TrainJob, schedules: Collection[Schedule]) -> Iterator[TrainLayout]:
     """All that divide, within reason: TP inside a node's 8, CP for long sequences only."""
     heads = job.spec.layers[0].attention.num_attention_heads
     node = max(1, min(8, job.rank_chip.chips_per_node))
     tps = [tp for tp in (1, 2, 4, 8) if tp <= node and heads % tp == 0 and tp <= job.num_ranks]
-    cps = [cp for cp in (1, 2, 4, 8, 16, 32, 64, 128) if cp == 1 or job.sequence >= 8192 * cp // 2]
+    cps = [cp for cp in (1, 2, 4, 8, 16, 32, 64, 128) if cp == 1 or _cuts(job.sequence, cp)]
     pieces = len(job.spec.layers) + len(job.spec.mtp_layers)
     micro = [n for n in (1, 2, 4) if n == 1 or n * job.sequence <= 16384]
     for tp in tps:
@@ -88,7 +88,12 @@ def layouts(job: TrainJob) -> Iterator[TrainLayout]:
                     for ep in _expert_splits(job):
                         dp = _replicas(job, tp * cp, pp, ep, n)
                         if dp:
-                            yield from _variants(TrainLayout(tp, dp, ep, pp, cp, micro_batch=n), pieces)
+                            yield from _variants(TrainLayout(tp, dp, ep, pp, cp, micro_batch=n), pieces, schedules)
+
+
+def _cuts(sequence: int, cp: int) -> bool:
+    """Whether a sequence is long enough for `cp` pieces, and divides into the two halves of each."""
+    return sequence >= 4096 * cp and sequence % (2 * cp) == 0
 
 
 def _stage_counts(pieces: int) -> list[int]:
@@ -127,20 +132,22 @@ def _replicas(job: TrainJob, group: int, pp: int, ep: int, micro_batch: int) -> 
     return dp
 
 
-def _variants(layout: TrainLayout, pieces: int) -> Iterator[TrainLayout]:
+def _variants(layout: TrainLayout, pieces: int, schedules: Collection[Schedule]) -> Iterator[TrainLayout]:
     p = layout.pp
-    schedules: list[tuple[Schedule, int]] = [("1f1b", 1)]
-    if p > 1:
-        schedules += [("interleaved", v) for v in _VIRTUAL if p * v <= pieces]
-        schedules.append(("zero-bubble", 1))
-        if p % 2 == 0:
-            schedules.append(("dualpipe", 1))
-    for schedule, virtual in schedules:
-        yield layout.changed(schedule=schedule, virtual=virtual)
+    yield layout
     if p == 1:
         yield layout.changed(zero=3)
-    elif p <= 8:
-        yield layout.changed(zero=2, schedule="interleaved" if p * 2 <= pieces else "1f1b", virtual=2)
+        return
+    virtual = [v for v in _VIRTUAL if p * v <= pieces]
+    if "interleaved" in schedules:
+        for v in virtual:
+            yield layout.changed(schedule="interleaved", virtual=v)
+        if virtual and p <= 8:
+            yield layout.changed(zero=2, schedule="interleaved", virtual=virtual[0])
+    if "zero-bubble" in schedules:
+        yield layout.changed(schedule="zero-bubble")
+    if "dualpipe" in schedules and p % 2 == 0:
+        yield layout.changed(schedule="dualpipe")
 
 
 def _bound(job: TrainJob, layout: TrainLayout, e: TrainEfficiency, stack: Stack) -> float:

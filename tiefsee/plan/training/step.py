@@ -185,7 +185,9 @@ def _exposed_zero(
     # The last reduction and gather are counted at the end of the step. The experts' exchange has the links for itself.
     busy = mean.experts + mean.experts_back + mean.others + mean.others_back
     room = max(0.0, mean.alone - busy) * m / times
-    return (times - 1) * max(0.0, each - room) if times > 1 else 0.0
+    hidden = min(each, room)
+    # What is hidden takes its part of the chip, as the experts' exchange does.
+    return (times - 1) * (each - hidden + hidden * e.overlap_tax / (1.0 - e.overlap_tax))
 
 
 def _does_not_fit(job: TrainJob, placed: Placed) -> str:
