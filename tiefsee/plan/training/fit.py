@@ -27,6 +27,7 @@ from tiefsee.plan.training.job import TrainJob, make_job
 from tiefsee.plan.training.layout import TrainLayout, read_layout
 from tiefsee.plan.training.step import Placed, Step, place, step_time
 from tiefsee.spec import preset
+from tiefsee.spec.cost import training_flops_per_token
 
 
 @dataclass(frozen=True)
@@ -207,6 +208,22 @@ def cross_validate(points: Sequence[Point], template: dict[str, Any]) -> list[Le
     return found
 
 
+def one_constant(points: Sequence[Point]) -> list[float]:
+    """The baseline: one share of the BF16 peak for every run, from the other families. Errors of left-out points."""
+    shares = {p.name: p.value * _flops(p) for p in points}
+    found = []
+    for point in points:
+        rest = [math.log(shares[p.name]) for p in points if p.family != point.family]
+        found.append(math.exp(sum(rest) / len(rest)) / shares[point.name] - 1.0)
+    return found
+
+
+def _flops(point: Point) -> float:
+    """Of the BF16 peak, per token and second."""
+    job = point.job
+    return training_flops_per_token(job.spec, job.sequence) / job.ranks_per_chip / job.rank_chip.peak("bf16").value
+
+
 SHIPPED = Path(__file__).parent.parent / "data" / "training.toml"
 _HEAD = """# Efficiencies of training; plan/training/efficiency.py says what each means. Written by
 # `python -m tiefsee.plan.training.fit --write`. By hand: names, habits and chips of stacks and generations, and the
@@ -252,6 +269,14 @@ def main(arguments: Sequence[str]) -> int:
     logs = [abs(math.log(1 + item.error)) for item in left_out.values()]
     median, most = float(np.median(errors)), float(np.quantile(errors, 0.8))
     print(f"left out: median {median:.0%}, 80 % within {most:.0%}, worst {errors[-1]:.0%}")
+    naive = np.abs(one_constant(points))
+    print(f"one constant MFU: median {np.median(naive):.0%}, 80 % within {np.quantile(naive, 0.8):.0%}, "
+          f"worst {max(naive):.0%}")  # fmt: skip
+    by_family: dict[str, list[float]] = {}
+    for item in left_out.values():
+        by_family.setdefault(item.point.family, []).append(abs(item.error))
+    means = [sum(found) / len(found) for found in by_family.values()]
+    print(f"by family: median {np.median(means):.0%}, mean {np.mean(means):.0%}")
     for path, (value, _, _) in PRIORS.items():
         print(f"{path:36}{value:10.4g} -> {_get(whole.table, path):.4g}")
     parts = next(point for point in points if point.parts)

@@ -41,7 +41,7 @@ class Found:
     worked_out: int
 
 
-def search_layout(job: TrainJob, e: TrainEfficiency, stack: Stack, *, keep: int = 3, most: int = 400) -> Found:
+def search_layout(job: TrainJob, e: TrainEfficiency, stack: Stack, *, keep: int = 3, most: int = 2000) -> Found:
     """Raises OutOfMemory that says by how many bytes where nothing fits, ConfigError where nothing divides."""
     candidates = [(_bound(job, layout, e, stack), i, layout) for i, layout in enumerate(layouts(job, stack.schedules))]
     if not candidates:
@@ -56,7 +56,7 @@ def search_layout(job: TrainJob, e: TrainEfficiency, stack: Stack, *, keep: int 
     done = 0
     while queue and done < most:
         bound, _, layout = heapq.heappop(queue)
-        if len(found) >= keep and bound > sorted(step.seconds for step in found)[0]:
+        if len(found) >= keep and bound > min(step.seconds for step in found):
             break
         done += 1
         try:

@@ -102,7 +102,7 @@ def micro_of(job: TrainJob, layout: TrainLayout, stack: Stack) -> Micro:
     )  # fmt: skip
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=4096)
 def kind_times(network: Network, e: TrainEfficiency, recompute: Recompute) -> tuple[Times, ...]:
     """One micro-batch in each kind of unit."""
     return tuple(unit_times(unit, e, recompute) for unit in network.kinds)

@@ -82,7 +82,7 @@ class Network:
     order: tuple[int, ...]
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def network_units(micro: Micro, with_mtp: bool) -> Network:
     """The units of a whole network; those of a kind are the same object."""
     spec = micro.spec
