@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from tiefsee.hardware import find_chip
-from tiefsee.plan.efficiency import Efficiency
-from tiefsee.plan.formats import formats_of, usual_precision
+from tiefsee.plan.efficiency import Calibration, Efficiency
 from tiefsee.plan.search import Pool, Workload, make_pool
 from tiefsee.spec import preset
 
 EFFICIENCY = Efficiency()
+BASE = Calibration(EFFICIENCY, {}, {}, {1: 0.8}, "2026-02-01", "nothing: the defaults")
 
 
 def pool(name: str, count: int) -> Pool:
-    chip = find_chip(name)
-    return make_pool(chip, count, formats_of(usual_precision(chip)), EFFICIENCY)
+    return make_pool(find_chip(name), count, base=BASE)
 
 
 def workload(model: str = "v3", isl: int = 4096, osl: int = 1024, **more: float) -> Workload:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.plan.pools import pool, workload
 from tiefsee.errors import ConfigError, OutOfMemory
-from tiefsee.plan.search import Demand, Deployment, Question, Slo, search
+from tiefsee.plan.search import Demand, Placement, Question, Slo, search
 from tiefsee.plan.search.fill import fill
 from tiefsee.plan.search.find import Side
 from tiefsee.plan.search.misses import Misses
@@ -36,8 +36,8 @@ def test_plans_are_legal_and_keep_their_limits(found):
         assert plan.num_chips <= 32
         assert plan.served.tpot_s <= SLO.tpot_s * (1 + 1e-6)
         assert plan.served.ttft_s <= SLO.ttft_s * (1 + 1e-6)
-        assert plan.served.batch <= plan.deployment.max_running * (1 + 1e-6)
-        for role in plan.deployment.roles:
+        assert plan.served.batch <= plan.placement.max_running * (1 + 1e-6)
+        for role in plan.placement.roles:
             w = role.worker
             assert w.tp * w.dp == w.ep * w.moe_tp == w.num_chips
             assert 128 % w.tp == 0
@@ -49,9 +49,13 @@ def test_plans_are_legal_and_keep_their_limits(found):
 def test_no_request_more_goes_than_is_planned(found):
     """The load is the largest: 2 % more breaks the limit that the plan names."""
     for plan in found.plans[:6]:
-        broken = plan.deployment.broken(plan.deployment.serve(plan.concurrency * 1.02 + 1), SLO)
-        assert broken is not None
-        assert broken[0] == plan.limit
+        more = plan.placement.serve(plan.concurrency * 1.02 + 1)
+        broken = plan.placement.broken(more, SLO)
+        if plan.limit == "prefill":
+            assert more.requests_per_s < 1.02 * plan.served.requests_per_s
+        else:
+            assert broken is not None
+            assert broken[0] == plan.limit
 
 
 def test_the_frontier_is_one(found):
@@ -85,10 +89,10 @@ def test_nothing_better_is_passed_over():
         for count in range(1, 16 // prefill.num_chips + 1):
             decoders = (16 - count * prefill.num_chips) // decode.num_chips
             if decoders:
-                deployment = Deployment(
+                placement = Placement(
                     load, side.role(decode, decoders, prefill=False), side.role(prefill, count, decode=False)
                 )
-                plan = fill(deployment, SLO, Misses())
+                plan = fill(placement, SLO, Misses())
                 top = max(top, plan.tokens_per_s if plan else 0.0)
     chosen = search(Question(LOAD, SLO, side.pool, aggregated=False), frontier=False).best
     assert chosen.tokens_per_s >= 0.98 * top > 0
@@ -121,22 +125,23 @@ def test_cheapest_is_no_dearer_than_the_most():
 def test_unlike_pools_take_a_format_each_and_send_the_cache():
     question = Question(LOAD, SLO, prefill=pool("ascend-910c", 64), decode=pool("h20", 16))
     plan = search(question, frontier=False).best
-    prefill, decode = plan.deployment.prefill, plan.deployment.decode
+    prefill, decode = plan.placement.prefill, plan.placement.decode
     assert (prefill.worker.formats.linear, decode.worker.formats.linear) == ("int8", "fp8")
     assert prefill.worker.chip.name == "ascend-910c-die"
     assert prefill.num_chips <= 64
     assert decode.num_chips <= 16
-    # 288 MB over the slower of 25 GB/s of a die (RoCE) and 50 GB/s, as far as the links are used
-    e = decode.pool.efficiency
-    assert plan.deployment.transfer_s == pytest.approx(4096 * 70272 / (25e9 * e.far), rel=0.01)
+    # 288 MB over the slower of 25 GB/s of a die (RoCE) and 50 GB/s, as far as links are used; each rank sends its part
+    rate = 25e9 * decode.pool.efficiency.far * min(prefill.worker.tp, decode.worker.tp)
+    assert plan.placement.transfer_s == pytest.approx(4096 * 70272 / rate, rel=0.01)
     assert plan.usd_per_hour is None  # no price of a 910C is public
 
 
 def test_drafts_and_prefix_hits_help():
     plain = best("h200", 16).tokens_per_s
     assert best("h200", 16, load=workload(mtp_acceptance=0.85, drafts=1)).tokens_per_s > 1.1 * plain
-    assert best("h200", 16, load=workload(cache_hit=0.6)).tokens_per_s > plain
-    assert workload(mtp_acceptance=0.8, drafts=2).accepted == pytest.approx(0.8 + 0.64)
+    short = best("h200", 16, load=workload(osl=128)).tokens_per_s
+    assert best("h200", 16, load=workload(osl=128, cache_hit=0.6)).tokens_per_s > 1.2 * short
+    assert workload(mtp_acceptance=0.8 + 0.64, drafts=2).chance == pytest.approx(0.8)
 
 
 def test_a_missed_tpot_says_by_how_much_and_with_which_layout():
@@ -169,7 +174,7 @@ def test_an_unmet_demand_says_how_many_chips_it_takes():
         (lambda: workload(isl=0), "isl 0"),
         (lambda: workload(isl=200_000), "exceed the model's context of 163,840"),
         (lambda: workload(cache_hit=1.0), "cache_hit is 1.0"),
-        (lambda: workload(mtp_acceptance=0.8), "give drafts"),
+        (lambda: workload(mtp_acceptance=0.8), "of 0 drafts"),
         (lambda: workload("v2", drafts=1), "no MTP layer"),
         (lambda: workload(imbalance=0.5), "imbalance is 0.5"),
         (lambda: Slo(tpot_s=0.0), "tpot_s is 0.0"),
@@ -189,7 +194,7 @@ def test_bad_questions_are_refused(make, words):
 def test_a_correction_of_the_model_is_part_of_the_search():
     """What was measured nearby may move the model's figures: service levels are held against the moved ones."""
 
-    def slower(deployment, concurrency, served):
+    def slower(placement, concurrency, served):
         return replace(served, tpot_s=served.tpot_s * 1.5)
 
     plan = best("h200", 16, correct=slower)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.plan.pools import EFFICIENCY, pool, workload
 from tiefsee.errors import ConfigError
-from tiefsee.plan.search import Demand, Deployment, Pool, Question, Slo, search
+from tiefsee.plan.search import Demand, Placement, Pool, Question, Slo, search
 from tiefsee.plan.search.fill import fill
 from tiefsee.plan.search.find import Side
 from tiefsee.plan.search.misses import Misses
@@ -27,8 +27,8 @@ def plan_of(load=None, chips="h200", count=8, tp=8, dp=1, concurrency=None, **mo
     """An aggregated plan of one layout, filled, or at a load of its own."""
     side = Side(pool(chips, count), load or workload())
     worker = next(w for w in side.workers if (w.tp, w.dp, w.moe_tp) == (tp, dp, 1))
-    deployment = Deployment(side.workload, side.role(worker, count // worker.num_chips))
-    plan = fill(deployment, Slo(**more), Misses(), most=concurrency)
+    placement = Placement(side.workload, side.role(worker, count // worker.num_chips))
+    plan = fill(placement, Slo(**more), Misses(), most=concurrency)
     assert plan is not None
     return plan
 
@@ -47,7 +47,7 @@ def test_everyone_is_served_and_nobody_before_he_came(split):
     for plan in (plan_of(concurrency=40), split):
         found = simulate(plan, SLO, requests_per_s=plan.served.requests_per_s * 0.8, num_requests=300, seed=3)
         assert found.num_requests == 300
-        floor = plan.deployment.roles[0].pool.efficiency.request_s
+        floor = plan.placement.roles[0].pool.efficiency.request_s
         for life in found.lives:
             assert life.first_s >= life.arrival_s + floor
             assert life.end_s > life.first_s
@@ -58,10 +58,10 @@ def test_everyone_is_served_and_nobody_before_he_came(split):
 
 def test_the_scheduler_is_the_engine_s():
     plan = plan_of(concurrency=8)
-    lane = make_lane(plan.deployment.decode, plan.deployment.workload, 6000, 0, kind="both", prefixes=False)
+    lane = make_lane(plan.placement.decode, plan.placement.workload, 6000, 0, kind="both", prefixes=False)
     assert type(lane.scheduler) is Scheduler
-    assert lane.scheduler.config.num_blocks == plan.deployment.decode.memory.num_blocks
-    assert lane.scheduler.config.block_tokens == plan.deployment.decode.memory.block_tokens
+    assert lane.scheduler.config.num_blocks == plan.placement.decode.memory.num_blocks
+    assert lane.scheduler.config.block_tokens == plan.placement.decode.memory.block_tokens
 
 
 def test_the_same_seed_is_the_same_life(split):
@@ -73,7 +73,7 @@ def test_the_same_seed_is_the_same_life(split):
 
 def test_one_request_alone_takes_what_its_steps_take():
     plan = plan_of(concurrency=1)
-    worker = plan.deployment.decode.worker
+    worker = plan.placement.decode.worker
     (life,) = simulate(plan, SLO, source=Trace([Ask(2.0, 4096, 1024)])).lives
     assert life.ttft_s == pytest.approx(EFFICIENCY.request_s + prefill_s(worker, 4096, 0, EFFICIENCY), rel=0.02)
     assert life.tpot_s == pytest.approx(decode_s(worker, 1.0, 4096 + 512, 0, EFFICIENCY), rel=0.02)
@@ -85,13 +85,13 @@ def test_prompts_alone_wait_as_in_a_queue_with_one_server(split):
     load = workload(isl=8192, osl=2)
     side = Side(pool("h200", 16), load)
     worker = next(w for w in side.workers if (w.tp, w.dp, w.moe_tp) == (8, 1, 1))
-    deployment = Deployment(load, side.role(worker, 1, prefill=False), side.role(worker, 1, decode=False))
-    plan = fill(deployment, Slo(), Misses(), most=2.0)
+    placement = Placement(load, side.role(worker, 1, prefill=False), side.role(worker, 1, decode=False))
+    plan = fill(placement, Slo(), Misses(), most=2.0)
     assert plan is not None
     service_s = prefill_s(worker, 8192, 0, EFFICIENCY)
     rho = 0.7
     found = simulate(plan, SLO, requests_per_s=rho / service_s, num_requests=6000, seed=11)
-    wait_s = found.ttft.mean - EFFICIENCY.request_s - service_s - deployment.transfer_s
+    wait_s = found.ttft.mean - EFFICIENCY.request_s - service_s - placement.transfer_s
     assert wait_s == pytest.approx(rho / (2 * (1 - rho)) * service_s, rel=0.15)
 
 
@@ -117,7 +117,7 @@ def test_more_load_never_shortens_the_wait():
 def test_stretches_change_nothing(monkeypatch):
     """One call for many steps gives what single steps give: TTFT, TPOT and order of all."""
     plan = plan_of(concurrency=12)
-    lengths = Lengths(plan.deployment.workload, low=0.5)
+    lengths = Lengths(plan.placement.workload, low=0.5)
 
     def run():
         return simulate(plan, SLO, source=poisson(lengths, 0.5, 60, 4), seed=4)
@@ -135,8 +135,8 @@ def test_a_full_cache_preempts_and_still_serves_everyone():
     """Answers much longer than prompts, more at once than fit to their ends."""
     load = workload(isl=64, osl=2000)
     plan = plan_of(load, chips="h100", count=16, tp=16)
-    memory = replace(plan.deployment.decode.memory, fraction=0.61)
-    tight = replace(plan, deployment=Deployment(load, replace(plan.deployment.decode, memory=memory)))
+    memory = replace(plan.placement.decode.memory, fraction=0.61)
+    tight = replace(plan, placement=Placement(load, replace(plan.placement.decode, memory=memory)))
     assert 2 <= memory.max_requests(64, 2000) < 30
     found = simulate(tight, Slo(), requests_per_s=50.0, num_requests=60, seed=1)
     assert found.num_requests == 60
@@ -160,16 +160,16 @@ def test_v4_is_simulated_with_its_rings_and_snapshots():
 
 def test_drafts_are_accepted_as_often_as_is_said():
     """TPOT falls by the accepted tokens: one alone, so that nothing else plays a part."""
-    load = workload(osl=4000, mtp_acceptance=0.6, drafts=2)
+    load = workload(osl=4000, mtp_acceptance=0.6 + 0.36, drafts=2)
     plan = plan_of(load, concurrency=1)
     (life,) = simulate(plan, SLO, source=Trace([Ask(0.0, 4096, 4000)]), seed=9).lives
-    step_s = decode_s(plan.deployment.decode.worker, 1.0, 4096 + 2000, 2, EFFICIENCY)
+    step_s = decode_s(plan.placement.decode.worker, 1.0, 4096 + 2000, 2, EFFICIENCY)
     assert life.tpot_s == pytest.approx(step_s / (1 + 0.6 + 0.36), rel=0.03)
 
 
 def test_few_lanes_stand_for_all_and_it_is_said(split):
     lanes = choose_lanes(split)
-    prefill, decode = split.deployment.prefill, split.deployment.decode
+    prefill, decode = split.placement.prefill, split.placement.decode
     assert lanes.first / lanes.second * lanes.speed == pytest.approx(prefill.num_groups / decode.num_groups, rel=0.01)
     assert lanes.share < 1
     assert "stand" in (found := simulate(split, SLO, num_requests=100)).notes[0] or "simulated were" in found.notes[0]
@@ -205,5 +205,5 @@ def test_a_load_that_means_nothing_is_refused():
         Trace([Ask(-1.0, 10, 10)])
     with pytest.raises(ConfigError, match="a share above 0"):
         Lengths(workload(), low=0.0)
-    assert isinstance(plan.deployment.decode.pool, Pool)
+    assert isinstance(plan.placement.decode.pool, Pool)
     assert Demand().is_open

@@ -142,12 +142,12 @@ def worker_memory(
         num_groups=worker.dp,
         card_bytes=worker.chip.memory_bytes.value,
         fraction=fraction,
-        weight_bytes=weights,
+        weight_bytes=weights / worker.pp,
         activation_bytes=activation_bytes(worker, isl if prefill else 0.0, drafts),
         exchange_bytes=_exchange_bytes(worker) if decode else 0.0,
         runtime_bytes=RUNTIME_BYTES,
-        token_bytes=bytes_per_token(streams, dtype),
-        request_bytes=request,
+        token_bytes=bytes_per_token(streams, dtype) / worker.pp,
+        request_bytes=request / worker.pp,
         block_tokens=block_tokens(streams),
     )
 

@@ -17,11 +17,11 @@ from itertools import permutations
 
 from tiefsee.errors import ConfigError, TiefseeError
 from tiefsee.plan.linear import maximise
-from tiefsee.plan.search.deployment import Correct, Deployment, Plan
 from tiefsee.plan.search.fill import fill, meet
 from tiefsee.plan.search.find import Question, Side, rank_price, search
 from tiefsee.plan.search.goal import Demand, Goal, Pool, Slo, Workload
 from tiefsee.plan.search.misses import Misses
+from tiefsee.plan.search.placement import Correct, Placement, Plan
 from tiefsee.plan.serving import Worker
 
 # Prefill workers beyond those whose rate matches decode's: room to spare shortens the wait.
@@ -72,7 +72,7 @@ class Mixed:
     def used_chips(self) -> tuple[int, ...]:
         """Chips of each pool, as they are sold."""
         return tuple(
-            sum(role.num_chips for plan in self.plans for role in plan.deployment.roles if role.pool.chip is pool.chip)
+            sum(role.num_chips for plan in self.plans for role in plan.placement.roles if role.pool.chip is pool.chip)
             for pool in self.pools
         )
 
@@ -87,7 +87,7 @@ def mix(
     """
     if goal == "chips" or (goal == "cost") != (requests_per_s is not None):
         raise ConfigError("several pools: either most throughput, or the least cost of a given request rate")
-    lacking = [pool.name or pool.chip.name for pool in pools if pool.usd_per_hour is None]
+    lacking = [pool.name for pool in pools if pool.usd_per_hour is None]
     if goal == "cost" and lacking:
         raise ConfigError(f"no price of {lacking[0]} is public; give one per card-hour, for example {lacking[0]}=2.5")
     if len({pool.chip.name for pool in pools}) < len(pools):
@@ -147,7 +147,7 @@ class _Mixer:
                 if memory.max_requests(self.workload.isl, self.workload.osl) < 1:
                     self.misses.memory(worker, memory, self.workload.isl, self.workload.osl)
                     continue
-                single = Deployment(self.workload, side.role(worker, 1), correct=self.correct)
+                single = Placement(self.workload, side.role(worker, 1), correct=self.correct)
                 plan = fill(single, self.slo, self.misses)
                 if plan is not None:
                     found[-1].append((worker, plan.served.requests_per_s))
@@ -165,7 +165,7 @@ class _Mixer:
         decode, decode_rate = max(self.decoders[second], key=lambda d: d[1] / d[0].num_chips)
         for prefill, rate, _ in self.sides[first].prefillers:
             pair = _Together(first, prefill, 4, second, decode, math.ceil(4 * rate / decode_rate) + 1, 0.0)
-            plan = fill(self._deployment(pair), self.slo, self.misses)
+            plan = fill(self._placement(pair), self.slo, self.misses)
             if plan is not None:
                 found.append((prefill, plan.served.requests_per_s / 4))
         return found
@@ -186,16 +186,16 @@ class _Mixer:
             for spare in _SPARE:
                 num_prefill = math.ceil(num_decode * decode_rate / prefill_rate * spare)
                 pair = _Together(first, prefill, num_prefill, second, decode, num_decode, 0.0)
-                plan = fill(self._deployment(pair), self.slo, self.misses)
+                plan = fill(self._placement(pair), self.slo, self.misses)
                 if plan is None:
                     break
                 yield replace(pair, rate=plan.served.requests_per_s)
                 if plan.served.requests_per_s > 0.95 * num_decode * decode_rate:
                     break
 
-    def _deployment(self, pair: _Together) -> Deployment:
+    def _placement(self, pair: _Together) -> Placement:
         first, second = self.sides[pair.first], self.sides[pair.second]
-        return Deployment(
+        return Placement(
             self.workload, second.role(pair.decode, pair.num_decode, prefill=False),
             first.role(pair.prefill, pair.num_prefill, decode=False), self.correct,
         )  # fmt: skip
@@ -298,15 +298,15 @@ class _Mixer:
         return min((chips for chips in fitting if chips <= room), default=math.inf)
 
     def _exact(self, pair: _Together) -> list[Plan]:
-        deployment = self._deployment(pair)
-        together = fill(deployment, self.slo, Misses())
+        placement = self._placement(pair)
+        together = fill(placement, self.slo, Misses())
         if together is None:
             return []
         rest = None
         if self.wanted is not None:
             rest = self.wanted - together.served.requests_per_s
             if rest <= 0:
-                exactly = meet(deployment, self.slo, Demand(requests_per_s=self.wanted), Misses())
+                exactly = meet(placement, self.slo, Demand(requests_per_s=self.wanted), Misses())
                 return [] if exactly is None else [exactly]
         used = pair.chips(len(self.pools))
         left = [pool.count - chips for pool, chips in zip(self.pools, used, strict=True)]

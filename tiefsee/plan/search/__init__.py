@@ -2,17 +2,29 @@
 
 goal.py         the workload, its service levels, the pools, what is to be made best
 layouts.py      every legal layout of a worker
-deployment.py   workers of one or two kinds, and a plan: what they serve under a load
+placement.py   workers of one or two kinds, and a plan: what they serve under a load
 fill.py         how much load a deployment takes
 find.py         all deployments of one pool, or of a pool that prefills and one that decodes
 misses.py       why nothing serves
 """
 
-from tiefsee.plan.search.deployment import Deployment, Plan, Role, Spread
 from tiefsee.plan.search.find import Found, Question, search
 from tiefsee.plan.search.goal import GOALS, Demand, Goal, Pool, Slo, Workload, make_pool
+from tiefsee.plan.search.placement import Correct, Placement, Plan, Role
 
 __all__ = [
-    "GOALS", "Demand", "Deployment", "Found", "Goal", "Plan", "Pool", "Question", "Role", "Slo", "Spread", "Workload",
-    "make_pool", "search",
+    "GOALS",
+    "Correct",
+    "Demand",
+    "Found",
+    "Goal",
+    "Placement",
+    "Plan",
+    "Pool",
+    "Question",
+    "Role",
+    "Slo",
+    "Workload",
+    "make_pool",
+    "search",
 ]  # fmt: skip

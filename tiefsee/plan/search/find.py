@@ -13,11 +13,11 @@ from functools import cached_property
 
 from tiefsee.errors import ConfigError
 from tiefsee.plan.memory import Memory, worker_memory
-from tiefsee.plan.search.deployment import Correct, Deployment, Plan, Role
 from tiefsee.plan.search.fill import fill, meet
 from tiefsee.plan.search.goal import Demand, Goal, Pool, Slo, Workload
 from tiefsee.plan.search.layouts import worker_sizes, workers_of
 from tiefsee.plan.search.misses import Misses
+from tiefsee.plan.search.placement import Correct, Placement, Plan, Role
 from tiefsee.plan.serving import Worker, decode_s, prefill_each_s, prefill_s
 
 # Pairs of worker counts that are worked out exactly, of those that promise most.
@@ -64,7 +64,7 @@ class Question:
             raise ConfigError(
                 "a request rate goes with the goals chips and cost; most throughput has a rate of its own"
             )
-        lacking = [p.name or p.chip.name for p in self.pools if p.usd_per_hour is None]
+        lacking = [p.name for p in self.pools if p.usd_per_hour is None]
         if self.goal == "cost" and lacking:
             raise ConfigError(
                 f"no price of {lacking[0]} is public; give one per card-hour, for example {lacking[0]}=2.5"
@@ -141,7 +141,9 @@ class Side:
         return tuple(
             worker
             for size in worker_sizes(pool.chip, pool.count)
-            for worker in workers_of(load.spec, pool.chip, pool.formats, size, imbalance=load.imbalance)
+            for worker in workers_of(
+                load.spec, pool.chip, pool.formats, size, imbalance=load.imbalance, overlap=pool.overlap
+            )
         )
 
     def memory(self, worker: Worker, *, prefill: bool = True, decode: bool = True) -> Memory:
@@ -220,8 +222,8 @@ def _aggregated(question: Question, side: Side, misses: Misses) -> Iterator[Plan
         count = _replicas(question, side, worker, memory, misses)
         if count is None:
             continue
-        deployment = Deployment(workload, Role(side.pool, worker, count, memory), correct=question.correct)
-        plan = meet(deployment, question.slo, question.demand, misses)
+        placement = Placement(workload, Role(side.pool, worker, count, memory), correct=question.correct)
+        plan = meet(placement, question.slo, question.demand, misses)
         if plan is not None:
             yield plan
 
@@ -231,7 +233,7 @@ def _replicas(question: Question, side: Side, worker: Worker, memory: Memory, mi
     room = side.pool.count // worker.num_chips
     if question.demand.is_open or question.goal == "throughput":
         return room
-    single = Deployment(question.workload, Role(side.pool, worker, 1, memory), correct=question.correct)
+    single = Placement(question.workload, Role(side.pool, worker, 1, memory), correct=question.correct)
     one = fill(single, question.slo, misses)
     if one is None:
         return None
@@ -239,7 +241,7 @@ def _replicas(question: Question, side: Side, worker: Worker, memory: Memory, mi
     needed = max(needed, _times(question.demand.concurrency, one.concurrency))
     if needed > room:
         chips_of = side.pool.chips_of
-        misses.chips(one.deployment, chips_of(needed * worker.num_chips), chips_of(side.pool.count))
+        misses.chips(one.placement, chips_of(needed * worker.num_chips), chips_of(side.pool.count))
         return None
     return needed
 
@@ -290,11 +292,11 @@ def _disaggregated(question: Question, first: Side, second: Side, misses: Misses
         tried += 1
         if tried > most:
             return
-        deployment = Deployment(
+        placement = Placement(
             question.workload, second.role(pair.decode, pair.num_decode, prefill=False),
             first.role(pair.prefill, pair.num_prefill, decode=False), question.correct,
         )  # fmt: skip
-        plan = meet(deployment, question.slo, question.demand, misses)
+        plan = meet(placement, question.slo, question.demand, misses)
         if plan is not None:
             yield plan
 
@@ -364,10 +366,8 @@ def _say_why(question: Question, first: Side, second: Side, misses: Misses) -> N
         if role.memory.max_requests(workload.isl, workload.osl) < 1:
             misses.memory(worker, role.memory, workload.isl, workload.osl)
         elif first.prefillers:
-            deployment = Deployment(
-                workload, role, first.role(first.prefillers[0][0], 1, decode=False), question.correct
-            )
-            fill(deployment, question.slo, misses)
+            placement = Placement(workload, role, first.role(first.prefillers[0][0], 1, decode=False), question.correct)
+            fill(placement, question.slo, misses)
 
 
 # ---------------------------------------------------------------------------------------- frontier

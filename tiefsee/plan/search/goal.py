@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tiefsee.errors import ConfigError
-from tiefsee.hardware import Chip, Figure, chip_names, find_chip
-from tiefsee.plan.efficiency import Efficiency
+from tiefsee.hardware import Chip, Figure
+from tiefsee.plan.deployment import OVERLAPPING_STACKS, as_ranks
+from tiefsee.plan.efficiency import Calibration, Efficiency, calibration
+from tiefsee.plan.formats import formats_of, usual_precision
 from tiefsee.plan.serving import Load
 from tiefsee.spec import ModelSpec
 from tiefsee.spec.cost import Formats
@@ -37,8 +39,8 @@ class Slo:
 class Workload:
     """Requests of `isl` prompt and `osl` answer tokens. `cache_hit` of each prompt is found in the prefix cache.
 
-    `mtp_acceptance` is the chance that a draft is right, given that those before it were; `drafts` per step.
-    `imbalance` is the fullest expert rank's load over the mean's; None leaves it to the model of time.
+    `mtp_acceptance` is how many of a step's `drafts` are accepted in the mean, as in `predict`. `imbalance` is the
+    fullest expert rank's load over the mean's; None leaves it to the model of time.
     """
 
     spec: ModelSpec
@@ -57,24 +59,29 @@ class Workload:
             raise ConfigError(f"isl {self.isl:,} + osl {self.osl:,} tokens exceed the model's context of {longest:,}")
         if not 0 <= self.cache_hit < 1:
             raise ConfigError(f"cache_hit is {self.cache_hit}; needed is a share from 0 to below 1")
-        if not 0 <= self.mtp_acceptance <= 1:
-            raise ConfigError(f"mtp_acceptance is {self.mtp_acceptance}; needed is a chance from 0 to 1")
         if not 0 <= self.drafts <= 16:
             raise ConfigError(f"drafts is {self.drafts}; needed is 0 to 16")
-        if self.mtp_acceptance and not self.drafts:
-            raise ConfigError(f"mtp_acceptance is {self.mtp_acceptance}, but no token is drafted; give drafts as well")
+        if not 0 <= self.mtp_acceptance <= self.drafts:
+            raise ConfigError(
+                f"mtp_acceptance is {self.mtp_acceptance} of {self.drafts} drafts; needed is how many are accepted"
+            )
         if self.drafts and not self.spec.mtp_layers:
             raise ConfigError(f"{self.spec.model_type} has no MTP layer to draft with; leave drafts at 0")
         if self.imbalance is not None and not 1 <= self.imbalance < math.inf:
             raise ConfigError(f"imbalance is {self.imbalance}; the fullest rank has at least the mean's load, 1.0")
 
     @property
-    def accepted(self) -> float:
-        """Drafts that a step keeps, in the mean: 0.8 of one, 0.8 + 0.64 of two."""
-        return sum(self.mtp_acceptance**n for n in range(1, self.drafts + 1))
+    def chance(self) -> float:
+        """That a draft is right, given that those before it were: p + p^2 + .. over the drafts is what is accepted."""
+        low, high = 0.0, 1.0
+        for _ in range(50):
+            middle = (low + high) / 2
+            kept = sum(middle**n for n in range(1, self.drafts + 1))
+            low, high = (middle, high) if kept < self.mtp_acceptance else (low, middle)
+        return high if self.drafts else 0.0
 
     def load(self, concurrency: float) -> Load:
-        return Load(concurrency, self.isl, self.osl, self.cache_hit * self.isl, self.accepted, self.drafts)
+        return Load(concurrency, self.isl, self.osl, self.cache_hit * self.isl, self.mtp_acceptance, self.drafts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,16 +89,25 @@ class Pool:
     """Like chips in one place, the number formats that they run the model in, what their software reaches.
 
     A rank is one entry of a layout, `chip` what it runs on, `count` how many there are: with an Ascend 910C, a package
-    of two, ranks are dies. `usd_per_hour` is of a package.
+    of two, ranks are dies. `sold` is the chip as it is sold, `usd_per_hour` its price.
     """
 
+    sold: Chip
     chip: Chip
     count: int
+    precision: str
     formats: Formats
     efficiency: Efficiency
     usd_per_hour: Figure | None = None
-    ranks_per_chip: int = 1
-    name: str = ""
+    overlap: bool = False
+
+    @property
+    def ranks_per_chip(self) -> int:
+        return 1 if self.chip is self.sold else self.sold.dies
+
+    @property
+    def name(self) -> str:
+        return self.sold.name
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -102,18 +118,24 @@ class Pool:
         return -(-ranks // self.ranks_per_chip)
 
     def __str__(self) -> str:
-        return f"{self.name or self.chip.name}:{self.chips_of(self.count)}"
+        return f"{self.name}:{self.chips_of(self.count)}"
 
 
 def make_pool(
-    chip: Chip, count: int, formats: Formats, efficiency: Efficiency, usd_per_hour: Figure | None = None
-) -> Pool:
-    """A pool of `count` chips; their dies are the ranks where the catalogue has them as an entry of their own."""
-    price = usd_per_hour or chip.usd_per_hour
-    die = f"{chip.name}-die"
-    if die in chip_names():
-        return Pool(find_chip(die), count * chip.dies, formats, efficiency, price, chip.dies, chip.name)
-    return Pool(chip, count, formats, efficiency, price, 1, chip.name)
+    chip: Chip, count: int, *, precision: str | None = None, kv_precision: str = "", stack: str | None = None,
+    date: str | None = None, usd_per_hour: Figure | None = None, base: Calibration | None = None,
+) -> Pool:  # fmt: skip
+    """A pool of `count` chips; the ranks of an Ascend 910C are its dies. Two-batch overlap is on if the stack does it.
+
+    Raises ConfigError for a precision, a stack or a date that means nothing.
+    """
+    ranks, num_ranks = as_ranks(chip, count)
+    chosen = precision or usual_precision(ranks)
+    efficiency = (base or calibration()).of(ranks.vendor, stack, date)
+    return Pool(
+        chip, ranks, num_ranks, chosen, formats_of(chosen, kv_precision), efficiency, usd_per_hour or chip.usd_per_hour,
+        stack in OVERLAPPING_STACKS,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

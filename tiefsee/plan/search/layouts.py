@@ -16,7 +16,7 @@ from tiefsee.errors import ConfigError
 from tiefsee.hardware import Chip, link_for
 from tiefsee.plan.serving import Worker
 from tiefsee.spec import ModelSpec
-from tiefsee.spec.cost import Formats, check_shard
+from tiefsee.spec.cost import Formats
 from tiefsee.spec.model import MoE
 
 # Sizes of a worker: within a node powers of two; from there whole nodes, as deployments have them (9 x 8 = EP72,
@@ -35,33 +35,33 @@ def worker_sizes(chip: Chip, most: int) -> tuple[int, ...]:
 
 
 def workers_of(
-    spec: ModelSpec, chip: Chip, formats: Formats, num_chips: int, *, imbalance: float | None = None
+    spec: ModelSpec,
+    chip: Chip,
+    formats: Formats,
+    num_chips: int,
+    *,
+    imbalance: float | None = None,
+    overlap: bool = False,
 ) -> Iterator[Worker]:
-    """All legal layouts of one worker on `num_chips` chips.
-
-    Two-batch overlap is on where attention is data-parallel and experts are spread: engines that lay out so have it.
-    """
+    """All legal layouts of one worker on `num_chips` chips."""
     for tp in _tensor_parallel(spec, chip, num_chips):
         dp = num_chips // tp
         for moe_tp in _expert_splits(spec, num_chips):
             ep = num_chips // moe_tp
             if dp > 1 and ep > 1 and moe_tp > 1:
                 continue
-            worker = _worker(spec, chip, formats, (tp, dp, ep, moe_tp), imbalance)
+            worker = _worker(spec, chip, formats, (tp, dp, ep, moe_tp), imbalance, overlap)
             if worker is not None:
                 yield worker
 
 
 def _worker(
-    spec: ModelSpec, chip: Chip, formats: Formats, sizes: tuple[int, int, int, int], imbalance: float | None
-) -> Worker | None:
+    spec: ModelSpec, chip: Chip, formats: Formats, sizes: tuple[int, int, int, int], imbalance: float | None,
+    overlap: bool,
+) -> Worker | None:  # fmt: skip
     tp, dp, ep, moe_tp = sizes
-    # Imbalance is between ranks of experts: where each rank has a slice of all of them there is none.
-    given = {} if imbalance is None else {"imbalance": imbalance if ep > 1 else 1.0}
-    overlap = dp > 1 and ep > 1
     try:
-        worker = Worker(spec, chip, formats, tp=tp, dp=dp, ep=ep, moe_tp=moe_tp, overlap=overlap, **given)
-        check_shard(spec, worker.shard)
+        worker = Worker(spec, chip, formats, tp=tp, dp=dp, ep=ep, moe_tp=moe_tp, overlap=overlap, imbalance=imbalance)
         link_for(chip, worker.num_chips)
     except ConfigError:
         return None

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from tiefsee.errors import ConfigError, OutOfMemory
 from tiefsee.plan.memory import Memory, check_fits
-from tiefsee.plan.search.deployment import Deployment, Limit
 from tiefsee.plan.search.goal import Slo
+from tiefsee.plan.search.placement import Limit, Placement
 from tiefsee.plan.serving import Served, Worker
 from tiefsee.units import format_seconds
 
@@ -38,12 +38,12 @@ class Misses:
         except OutOfMemory as error:
             self._memory = (short, error)
 
-    def level(self, deployment: Deployment, served: Served, slo: Slo, broken: tuple[Limit, float]) -> None:
+    def level(self, placement: Placement, served: Served, slo: Slo, broken: tuple[Limit, float]) -> None:
         """A deployment that misses a service level even with one request per worker."""
         name, ratio = broken
         if self._level is not None and self._level[0] <= ratio:
             return
-        load = f"{deployment} with {served.batch:,.0f} request{'s' if served.batch > 1 else ''} at once per worker"
+        load = f"{placement} with {served.batch:,.0f} request{'s' if served.batch > 1 else ''} at once per worker"
         if name in ("tpot", "ttft"):
             value, wanted = (served.tpot_s, slo.tpot_s) if name == "tpot" else (served.ttft_s, slo.ttft_s)
             text = (
@@ -54,10 +54,10 @@ class Misses:
             text = f"{load} exceeds its {name} by a factor of {ratio:.2f}"
         self._level = (ratio, f"{text}. {_HINTS[name]}")
 
-    def chips(self, deployment: Deployment, needed: int, available: int) -> None:
+    def chips(self, placement: Placement, needed: int, available: int) -> None:
         """A layout that would serve the demand with more chips than there are."""
         if self._chips is None or needed < self._chips[0]:
-            self._chips = (needed, f"the nearest layout, {deployment}, takes {needed:,} chips of {available:,}")
+            self._chips = (needed, f"the nearest layout, {placement}, takes {needed:,} chips of {available:,}")
 
     def error(self, what: str) -> ConfigError | OutOfMemory:
         """`what` names model and pools: "v3 on h200:8"."""

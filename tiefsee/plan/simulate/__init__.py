@@ -8,10 +8,10 @@ result.py      percentiles; where simulation and closed form differ
 """
 
 from tiefsee.plan.simulate.result import DISAGREEMENT, Life, Percentiles, Simulated
-from tiefsee.plan.simulate.run import simulate, simulate_plans
+from tiefsee.plan.simulate.run import settle, simulate, simulate_plans
 from tiefsee.plan.simulate.traffic import Ask, Closed, Lengths, Source, Trace, poisson
 
 __all__ = [
     "DISAGREEMENT", "Ask", "Closed", "Lengths", "Life", "Percentiles", "Simulated", "Source", "Trace", "poisson",
-    "simulate", "simulate_plans",
+    "settle", "simulate", "simulate_plans",
 ]  # fmt: skip

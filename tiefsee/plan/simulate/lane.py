@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tiefsee.plan.search.deployment import Role
 from tiefsee.plan.search.goal import Workload
+from tiefsee.plan.search.placement import Role
 from tiefsee.plan.serving import PREFILL_TOKENS
 from tiefsee.plan.simulate.step_time import Parts, StepTime
 from tiefsee.schedule import Accepted, Batch, Entry, Request, Scheduler, SchedulerConfig
@@ -45,6 +45,8 @@ class Lane:
     waited: float = 0.0  # waiting requests, integrated over time
     max_waiting: int = 0
     busy_s: float = 0.0
+    free_s: float = 0.0  # when its front has handed on the last request
+    owed_s: float = 0.0  # what other groups' prompts take of the next step
     _stuck: bool = False  # the one that waits longest was refused, and nothing has changed since
 
     def __post_init__(self) -> None:
@@ -74,7 +76,7 @@ class Lane:
         num_waiting = len(scheduler.waiting)
         batch = scheduler.schedule()
         assert batch.entries, "a scheduler with work has a step"
-        seconds = count * self.step_time.seconds(self._parts(batch, count)) / self.speed
+        seconds = self._seconds(self._parts(batch, count), count)
         accepted = [self._accept(entry, gains) for entry in batch.entries]
         scheduler.commit(batch, accepted)
         finished = [
@@ -144,6 +146,24 @@ class Lane:
 
     # ---------------------------------------------------------------------------------- a step
 
+    def _seconds(self, parts: Parts, count: int) -> float:
+        """Of `count` steps. Prompts among decodes take `interleave` times as long as alone, and the other groups' of
+        the worker, which step with this one, come on top in the next step: as in the closed form."""
+        decode_s = count * self.step_time.decode_s(parts.num_decodes, parts.decode_context)
+        prefill_s = self.step_time.prefill_s(parts.prefill_tokens, parts.num_prefills, parts.prefill_context)
+        owed_s, self.owed_s = self.owed_s, 0.0
+        if decode_s and prefill_s:
+            prefill_s *= self.step_time.efficiency.interleave
+            self.owed_s = prefill_s * self.step_time.others
+        return (decode_s + prefill_s + owed_s) / self.speed
+
+    def front(self, arrival_s: float) -> float:
+        """When a request that arrives is there: network and tokenizer, of which some is done one after the other."""
+        e = self.step_time.efficiency
+        begin_s = max(arrival_s, self.free_s)
+        self.free_s = begin_s + e.front_s
+        return begin_s + e.request_s
+
     def _parts(self, batch: Batch, count: int) -> Parts:
         num_decodes = prefill_tokens = num_prefills = 0
         decode_context = prefill_context = 0.0
@@ -200,7 +220,7 @@ def make_lane(
     )
     step_time = StepTime(role.worker, role.pool.efficiency, drafts)
     dice = np.random.default_rng(seed)
-    return Lane(Scheduler(config), step_time, dice, workload.mtp_acceptance, drafts, kind == "decode", speed, grain)
+    return Lane(Scheduler(config), step_time, dice, workload.chance, drafts, kind == "decode", speed, grain)
 
 
 __all__ = ["Lane", "make_lane"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tiefsee.plan.search.deployment import Plan
+from tiefsee.plan.search.placement import Plan
 
 # Above this the two models of one thing do not agree, and a user should know.
 DISAGREEMENT = 0.15
@@ -57,10 +57,11 @@ class Simulated:
     """Rates are of the whole deployment, of which `share` was simulated: alike attention groups stand for each other.
 
     `within` is the share of requests that keep both service levels, each for itself. Waiting is per attention group
-    that admits prompts. `slowest` is by which factor the simulated lanes were scaled to fit the numbers of groups.
+    that admits prompts. `concurrency` is that of the plan, or less (see `settle`).
     """
 
     plan: Plan
+    concurrency: float
     lives: tuple[Life, ...]
     ttft: Percentiles
     tpot: Percentiles
@@ -91,7 +92,7 @@ class Simulated:
         """Where this and the closed form are more than 15 % apart; of a closed loop, which is what that describes."""
         if not self.closed:
             return ()
-        served = self.plan.served
+        served = self.plan.placement.serve(self.concurrency)
         pairs = (
             ("tokens/s", self.requests_per_s, served.requests_per_s),
             ("TPOT", self.tpot.mean, served.tpot_s),

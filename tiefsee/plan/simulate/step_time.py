@@ -37,11 +37,11 @@ class StepTime:
     _decode: dict[tuple[int, int], float] = field(default_factory=dict)
     _prefill: dict[tuple[int, int, int], float] = field(default_factory=dict)
 
-    def seconds(self, parts: Parts) -> float:
-        """Prompts among decodes take `interleave` times as long as alone, as in the closed form."""
-        decode = self.decode_s(parts.num_decodes, parts.decode_context)
-        prefill = self.prefill_s(parts.prefill_tokens, parts.num_prefills, parts.prefill_context)
-        return decode + prefill * (self.efficiency.interleave if decode else 1.0)
+    @property
+    def others(self) -> float:
+        """Prefills of the worker's other groups that a group waits for, for each of its own: they step together, and
+        their prompts seldom come at once."""
+        return self.worker.dp**self.efficiency.lockstep - 1.0
 
     def decode_s(self, num_requests: int, context: float) -> float:
         if not num_requests:

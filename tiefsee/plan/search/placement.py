@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from tiefsee.hardware import Link, link_for
-from tiefsee.plan.estimate import Estimate
+from tiefsee.plan.deployment import Deployment
 from tiefsee.plan.memory import Memory, cache_bytes_of, worker_name
 from tiefsee.plan.search.goal import Pool, Slo, Workload
-from tiefsee.plan.serving import Load, Served, Worker, serve_aggregated, serve_disaggregated
+from tiefsee.plan.serving import Load, Served, Worker
 
 # What keeps a plan from taking one request more.
-Limit = Literal["tpot", "ttft", "memory", "transfer", "demand"]
-# Moves the model's figures to what was measured nearby: (deployment, requests at once, the model's) -> corrected.
-Correct = Callable[["Deployment", float, Served], Served]
-# The figures of a plan with their ranges, by unit.
-Spread = Callable[["Plan"], Mapping[str, Estimate]]
+Limit = Literal["tpot", "ttft", "memory", "transfer", "prefill", "demand"]
+# Moves the model's figures to what was measured nearby: (placement, requests at once, the model's) -> corrected.
+Correct = Callable[["Placement", float, Served], Served]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +47,7 @@ class Role:
 
 
 @dataclass(frozen=True, eq=False)
-class Deployment:
+class Placement:
     """`decode` does both where `prefill` is None."""
 
     workload: Workload
@@ -71,55 +69,41 @@ class Deployment:
         return self.decode.memory.max_requests(self.workload.isl, self.workload.osl)
 
     @cached_property
-    def transfer_bytes(self) -> float:
-        """Of one request's cache: converted before it is sent where the receiver's format is smaller, else after."""
-        if self.prefill is None:
-            return 0.0
-        spec, drafts = self.workload.spec, self.workload.drafts
-        return min(cache_bytes_of(spec, role.worker.formats, self.workload.isl, drafts=drafts) for role in self.roles)
+    def workers(self) -> Deployment:
+        """Without pools and memory: what times are predicted of."""
+        decode, prefill = self.decode, self.prefill
+        return Deployment(
+            decode.worker, decode.count, decode.pool.precision, None if prefill is None else prefill.worker,
+            0 if prefill is None else prefill.count,
+        )  # fmt: skip
 
     @cached_property
-    def link(self) -> Link | None:
-        """The slower of what either side can send or receive by; unlike chips meet in the fabric."""
+    def transfer_bytes(self) -> float:
+        """Of one request's cache, converted to decode's format by whoever prefilled it."""
         if self.prefill is None:
-            return None
-        first, second = self.prefill.worker, self.decode.worker
-        if self.prefill.pool is self.decode.pool:
-            return link_for(first.chip, min(first.num_chips + second.num_chips, self.prefill.pool.count))
-        return min((first.chip.links[-1], second.chip.links[-1]), key=lambda link: link.bytes_per_s.value)
+            return 0.0
+        return cache_bytes_of(self.workload.spec, self.decode.worker.formats, self.workload.isl)
 
     @cached_property
     def transfer_s(self) -> float:
-        """One rank sends its copy to one rank, which hands it on inside its group."""
-        if self.link is None:
-            return 0.0
-        return self.transfer_bytes / (self.link.bytes_per_s.value * self._reached) + self.link.latency_s.value
+        return self.workers.transfer_s(self.workload.isl, self._reached)
 
     @cached_property
     def max_transfers_per_s(self) -> float:
-        """What all links together carry, of the side that has fewer chips."""
-        if self.link is None:
-            return float("inf")
-        ranks = min(role.num_ranks for role in self.roles)
-        return ranks * self.link.bytes_per_s.value * self._reached / self.transfer_bytes
+        """What all links between the pools carry, of the side that has fewer ranks."""
+        if self.prefill is None:
+            return math.inf
+        each = min(role.worker.chip.links[-1].bytes_per_s.value for role in self.roles)
+        return min(role.num_ranks for role in self.roles) * each * self._reached / self.transfer_bytes
 
     @property
     def _reached(self) -> float:
-        assert self.prefill is not None
-        assert self.link is not None
-        e = [role.pool.efficiency for role in self.roles]
-        return min(x.far if self.link.tier == "fabric" else x.near for x in e)
+        """The share of the fabric's rate that either side reaches."""
+        return min(role.pool.efficiency.far for role in self.roles)
 
     def serve(self, concurrency: float) -> Served:
-        load = self.workload.load(concurrency)
-        decode, prefill = self.decode, self.prefill
-        if prefill is None:
-            served = serve_aggregated(decode.worker, decode.count, load, decode.pool.efficiency)
-        else:
-            served = serve_disaggregated(
-                prefill.worker, prefill.count, decode.worker, decode.count, load, prefill.pool.efficiency,
-                decode.pool.efficiency, self.transfer_s,
-            )  # fmt: skip
+        prefill_e = None if self.prefill is None else self.prefill.pool.efficiency
+        served = self.workers.serve(self.workload.load(concurrency), self.decode.pool.efficiency, prefill_e)
         return served if self.correct is None else self.correct(self, concurrency, served)
 
     def broken(self, served: Served, slo: Slo) -> tuple[Limit, float] | None:
@@ -143,32 +127,32 @@ class Deployment:
 class Plan:
     """A deployment under `concurrency` requests: what it serves, and what keeps it from more."""
 
-    deployment: Deployment
+    placement: Placement
     concurrency: float
     served: Served
     limit: Limit
 
     @property
     def kind(self) -> str:
-        return "aggregated" if self.deployment.prefill is None else "disaggregated"
+        return "aggregated" if self.placement.prefill is None else "disaggregated"
 
     @property
     def load(self) -> Load:
-        return self.deployment.workload.load(self.concurrency)
+        return self.placement.workload.load(self.concurrency)
 
     @property
     def num_chips(self) -> int:
-        return self.deployment.num_chips
+        return self.placement.num_chips
 
     @property
     def batch_per_chip(self) -> float:
         """Requests in the decode step for each chip that decodes."""
-        decode = self.deployment.decode
+        decode = self.placement.decode
         return self.served.batch * decode.count / decode.num_chips
 
     @property
     def tokens_per_s(self) -> float:
-        return self.served.output_tokens_per_s(self.deployment.workload.osl)
+        return self.served.output_tokens_per_s(self.placement.workload.osl)
 
     @property
     def tokens_per_s_per_chip(self) -> float:
@@ -182,14 +166,14 @@ class Plan:
     @property
     def prefill_busy(self) -> float:
         """The share of time for which groups that prefill do."""
-        deployment = self.deployment
-        role = deployment.prefill or deployment.decode
+        placement = self.placement
+        role = placement.prefill or placement.decode
         return self.served.requests_per_s * self.served.prefill_s / role.num_groups
 
     @property
     def usd_per_hour(self) -> tuple[float, float, float] | None:
         """(low, value, high) of all chips; None where one has no price."""
-        prices = [(role.num_chips, role.pool.usd_per_hour) for role in self.deployment.roles]
+        prices = [(role.num_chips, role.pool.usd_per_hour) for role in self.placement.roles]
         if any(price is None for _, price in prices):
             return None
         known = [(chips, price) for chips, price in prices if price is not None]
@@ -207,7 +191,7 @@ class Plan:
         return low, value, high
 
     def __str__(self) -> str:
-        return f"{self.deployment}, {self.concurrency:,.0f} requests at once"
+        return f"{self.placement}, {self.concurrency:,.0f} requests at once"
 
 
-__all__ = ["Correct", "Deployment", "Limit", "Plan", "Role", "Spread"]
+__all__ = ["Correct", "Limit", "Placement", "Plan", "Role"]

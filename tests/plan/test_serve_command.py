@@ -1,0 +1,156 @@
+"""`tiefsee plan serve`: the interfaces that the issue names, without torch and within seconds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+
+import pytest
+
+from tests.plan.pools import BASE
+from tiefsee.cli import plan_serve
+from tiefsee.errors import ConfigError, OutOfMemory
+from tiefsee.plan.calibrated import Calibrated
+from tiefsee.plan.neighbours import Kernel, Neighbours, Situation
+from tiefsee.plan.search.corrected import Corrector, steady
+from tiefsee.plan.search.predicted import predicted
+
+KERNEL = Kernel(0.15, 0.1, 0.05, (0.8,) * 7, (2.0,) * 7)
+NOTHING = Neighbours(KERNEL, (), ())
+CALIBRATED = Calibrated(BASE, NOTHING, NOTHING, NOTHING)
+V3 = ["--model", "deepseek-ai/DeepSeek-V3", "--isl", "4096", "--osl", "1024", "--tpot-ms", "50", "--ttft-ms", "2000"]
+
+
+def options_of(*words):
+    parser = argparse.ArgumentParser()
+    plan_serve.add_options(parser)
+    return parser.parse_args([*V3, *words])
+
+
+def answer(*words, calibrated=CALIBRATED):
+    return plan_serve.answer(options_of(*words), calibrated)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    monkeypatch.setattr("tiefsee.plan.calibrated.shipped", lambda: CALIBRATED)
+
+    def command(*words):
+        assert plan_serve.run(options_of(*words)) == 0
+        return capsys.readouterr().out
+
+    return command
+
+
+def test_one_pool_in_json(run):
+    began = time.process_time()
+    found = json.loads(run("--chips", "h200:32", "--json"))
+    seconds = time.process_time() - began
+    print(f"\nplan serve of V3 on 32 H200, simulated: {seconds:.2f} CPU-seconds")
+    assert seconds < 8
+    best = found["data"]["plans"][0]
+    assert best["num_chips"] <= 32
+    assert best["tpot_s"] <= 0.05 * 1.001
+    assert best["ttft_s"] <= 2.0 * 1.001
+    figures = {f["key"]: f for f in found["figures"]} if isinstance(found["figures"], list) else found["figures"]
+    assert {"tokens_per_s", "tokens_per_s_per_chip", "tpot_s", "ttft_s", "usd_per_million_tokens"} <= set(figures)
+    assert len(found["data"]["plans"]) == 5
+    assert found["data"]["simulated"][0]["num_requests"] >= 500
+    assert found["data"]["frontier"]
+
+
+def test_two_pools_with_a_format_each_against_either_alone():
+    found = answer("--prefill", "ascend-910c:64", "--decode", "h20:32", "--no-simulate")
+    document = found.document(command="", date="2026-11-28")
+    roles = document.data["plans"][0]["roles"]
+    assert (roles["prefill"]["chip"], roles["prefill"]["precision"]) == ("ascend-910c", "int8")
+    assert (roles["decode"]["chip"], roles["decode"]["precision"]) == ("h20", "fp8")
+    assert [pool for pool, _ in found.alone] == ["ascend-910c:64", "h20:32"]
+    assert any("on its way" in note for note in document.notes)
+    assert any("--price ascend-910c=USD" in note for note in document.notes)
+
+
+def test_the_table_is_readable(run):
+    text = run("--chips", "h200:16", "--top", "3")
+    for words in (
+        "Serving",
+        "TPOT within 50",
+        "tokens/s",
+        "Simulated with the engine's scheduler",
+        "weights",
+        "bottleneck",
+    ):
+        assert words in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_a_demand_asks_for_the_fewest_chips():
+    found = answer("--chips", "h200:64", "--rate", "2", "--no-simulate")
+    assert found.question.goal == "chips"
+    assert found.best.served.requests_per_s >= 2
+    assert found.best.num_chips <= 32
+
+
+def test_a_price_of_one_s_own_is_taken():
+    cheap = answer("--chips", "ascend-910c:32", "--price", "ascend-910c=1..2", "--goal", "cost", "--no-simulate")
+    figures = {f.key: f.estimate for f in cheap.document(command="", date="2026-11-28").figures}
+    assert figures["usd_per_million_tokens"].low < figures["usd_per_million_tokens"].high
+
+
+@pytest.mark.parametrize("words", [("--chips", "h200:32"), ("--prefill", "h200:16", "--decode", "h20:32")])
+def test_search_and_predict_say_the_same(words):
+    """Both are asked about one deployment: TPOT, TTFT and rate within the search's interpolation."""
+    found = answer(*words, "--no-simulate")
+    for plan, prediction in zip(found.found.plans, found.predictions, strict=False):
+        assert prediction.value("tpot_s") == pytest.approx(plan.served.tpot_s, rel=0.01)
+        assert prediction.value("ttft_s") == pytest.approx(plan.served.ttft_s, rel=0.03)
+        assert prediction.value("tokens_per_s_per_chip") == pytest.approx(plan.tokens_per_s_per_chip, rel=0.01)
+
+
+def test_what_was_measured_nearby_moves_the_search():
+    """A run like the one that is asked for took twice as long: levels are held against that."""
+
+    def run_of(chips, mode, batch):
+        return Situation(
+            "nvidia", chips, "", "fp8", mode, 0, 0.0, batch * 32.0, batch, 4096.0, 1024.0, 1, 32, 32
+        )  # fmt: skip
+
+    situations = tuple(run_of("h200", mode, 2.0**n) for mode in ("agg", "disagg") for n in range(8))
+    slow = Neighbours(KERNEL, situations, (0.3,) * len(situations))
+    moved = Calibrated(BASE, slow, NOTHING, NOTHING)
+    fast, slower = (answer("--chips", "h200:16", "--no-simulate", calibrated=c) for c in (CALIBRATED, moved))
+    assert slower.best.served.tpot_s <= 0.05 * 1.001
+    assert slower.best.tokens_per_s < fast.best.tokens_per_s
+    corrector = Corrector(steady(moved), None, None)
+    for plan in slower.found.plans[:3]:
+        placement = plan.placement
+        load = placement.workload.load(plan.concurrency)
+        exact, _ = moved.tpot.correction(placement.workers.situation(load, "", 0.0))
+        assert math.log(corrector.factors(placement, plan.concurrency)[0]) == pytest.approx(exact, abs=0.01)
+    again = predicted(slower.best, steady(moved), stack=None, date=None)
+    assert again.value("tpot_s") == pytest.approx(slower.best.served.tpot_s, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "says"),
+    [
+        ((), ConfigError, "needed are either --chips"),
+        (("--chips", "h200:8", "--prefill", "h200:8"), ConfigError, "needed are either --chips"),
+        (("--prefill", "h200:8"), ConfigError, "needed are either --chips"),
+        (("--chips", "h200"), ConfigError, "CHIP:COUNT"),
+        (("--chips", "920c:8"), ConfigError, "never appeared"),
+        (("--chips", "h100:8"), OutOfMemory, "GB short"),
+        (("--chips", "h200:8", "--precision", "fp3"), ConfigError, "precision is 'fp3'"),
+        (("--chips", "h200:8", "--stack", "nobody"), ConfigError, "stack is 'nobody'"),
+        (("--chips", "h200:8", "--tpot-ms", "-1"), ConfigError, "--tpot-ms is -1"),
+        (("--chips", "h200:8", "--tpot-ms", "0.5"), ConfigError, "over the 500 µs"),
+        (("--chips", "h200:8", "--price", "h200=free"), ConfigError, "as a price"),
+        (("--chips", "h200:8", "--cache-hit", "1.5"), ConfigError, "cache_hit is 1.5"),
+        (("--chips", "h200:8", "--mtp-acceptance", "2", "--mtp-drafts", "1"), ConfigError, "of 1 drafts"),
+    ],
+)
+def test_bad_input_is_one_clear_error(words, error, says):
+    with pytest.raises(error, match=says):
+        answer(*words)

@@ -1,0 +1,162 @@
+"""`tiefsee plan serve`: which layout serves a model best on so many chips, within service levels."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import date
+from typing import TYPE_CHECKING
+
+from tiefsee.cli.plan_report import add_report_options, check_report_options, deliver
+from tiefsee.errors import ConfigError, TiefseeError
+
+if TYPE_CHECKING:
+    from tiefsee.plan.calibrated import Calibrated
+    from tiefsee.plan.search import Plan, Pool, Question
+    from tiefsee.plan.search.answer import Answer
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="preset, folder, config.json or hub id")
+    pools = parser.add_argument_group("chips: one pool, or one for each role")
+    pools.add_argument("--chips", metavar="CHIP:N", help="for example h200:32")
+    pools.add_argument("--prefill", metavar="CHIP:N", help="what prefills, with --decode")
+    pools.add_argument("--decode", metavar="CHIP:N", help="what decodes, with --prefill")
+    pools.add_argument("--precision", help="fp8, int8, bf16, fp4 .. (default: what each chip is served in)")
+    pools.add_argument("--prefill-precision", metavar="P")
+    pools.add_argument("--decode-precision", metavar="P")
+    pools.add_argument("--kv-precision", default="", metavar="P", help="of the cache (default: bf16)")
+    pools.add_argument("--price", action="append", default=[], metavar="CHIP=USD", help="per card-hour; repeatable")
+    load = parser.add_argument_group("workload")
+    load.add_argument("--isl", type=int, default=4096, help="tokens of a prompt (default: %(default)s)")
+    load.add_argument("--osl", type=int, default=1024, help="tokens of an answer (default: %(default)s)")
+    load.add_argument("--cache-hit", type=float, default=0.0, metavar="SHARE", help="of a prompt's tokens")
+    load.add_argument("--mtp-acceptance", type=float, default=0.0, metavar="N", help="mean accepted drafts per step")
+    load.add_argument("--mtp-drafts", type=int, metavar="N", help="drafts per step (default: by the acceptance)")
+    load.add_argument("--imbalance", type=float, metavar="X", help="fullest expert rank over the mean")
+    goal = parser.add_argument_group("what is wanted")
+    goal.add_argument("--tpot-ms", type=float, metavar="MS", help="most time per output token")
+    goal.add_argument("--ttft-ms", type=float, metavar="MS", help="most time to the first token")
+    goal.add_argument("--rate", type=float, metavar="R", help="requests per second to serve")
+    goal.add_argument("--concurrency", type=float, metavar="C", help="requests at once to serve")
+    goal.add_argument("--goal", choices=("throughput", "cost", "chips"),
+                      help="most tokens/s, fewest USD per token, fewest chips (default: chips with --rate or "
+                      "--concurrency, else throughput)")  # fmt: skip
+    rests = parser.add_argument_group("what it rests on")
+    rests.add_argument("--stack", help="whose software (default: the middle of all)")
+    rests.add_argument("--date", metavar="YYYY-MM-DD", help="of when (default: the reference of the fit)")
+    more = parser.add_argument_group("simulation")
+    more.add_argument("--simulate", action=argparse.BooleanOptionalAction, default=True, help="the best layouts")
+    more.add_argument("--seed", type=int, default=0)
+    more.add_argument("--top", type=int, default=5, metavar="N", help="layouts to show (default: %(default)s)")
+    add_report_options(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    from tiefsee.plan.calibrated import shipped
+
+    check_report_options(options)
+    if options.top < 1:
+        raise ConfigError(f"--top is {options.top}; needed is 1 or more")
+    found = answer(options, shipped())
+    command = "tiefsee " + shlex.join(sys.argv[1:])
+    return deliver(found.document(command=command, date=date.today().isoformat()), options)
+
+
+def answer(options: argparse.Namespace, calibrated: Calibrated) -> Answer:
+    """Search, predict with ranges, simulate."""
+    from tiefsee.plan.search import search
+    from tiefsee.plan.search.answer import Answer
+    from tiefsee.plan.search.corrected import steady
+    from tiefsee.plan.search.predicted import predicted
+    from tiefsee.plan.simulate import simulate_plans
+
+    calm = steady(calibrated)
+    name, question = question_of(options, calm)
+    found = search(question)
+    shown = found.plans[: options.top]
+    predictions = [
+        predicted(plan, calm, stack=options.stack, date=options.date, kv_precision=options.kv_precision)
+        for plan in shown
+    ]
+    simulated = (
+        simulate_plans(shown, question.slo, top=min(2, len(shown)), requests_per_s=options.rate, seed=options.seed)
+        if options.simulate
+        else ()
+    )
+    return Answer(name, question, found, predictions, simulated, alone(question))
+
+
+def question_of(options: argparse.Namespace, calibrated: Calibrated) -> tuple[str, Question]:
+    """(the model's name, the question). Raises ConfigError, ModelNotFound."""
+    from tiefsee.cli.inspect import open_spec
+    from tiefsee.plan.predict import _drafts
+    from tiefsee.plan.search import Demand, Goal, Question, Slo, Workload
+    from tiefsee.plan.search.corrected import Corrector
+
+    name, spec = open_spec(options.model)
+    workload = Workload(
+        spec, options.isl, options.osl, options.cache_hit, options.mtp_acceptance,
+        _drafts(options.mtp_drafts, options.mtp_acceptance), options.imbalance,
+    )  # fmt: skip
+    demand = Demand(options.rate, options.concurrency)
+    goal: Goal = options.goal or ("throughput" if demand.is_open else "chips")
+    pool, prefill, decode = pools_of(options, calibrated)
+    slo = Slo(_seconds("--tpot-ms", options.tpot_ms), _seconds("--ttft-ms", options.ttft_ms))
+    corrector = Corrector(calibrated, options.stack, options.date)
+    return name, Question(workload, slo, pool, prefill, decode, goal, demand, correct=corrector)
+
+
+def pools_of(options: argparse.Namespace, calibrated: Calibrated) -> tuple[Pool | None, Pool | None, Pool | None]:
+    """(one for both roles, one that prefills, one that decodes)."""
+    from tiefsee.hardware import Figure, parse_fleet
+    from tiefsee.plan.money import parse_prices, price_of
+    from tiefsee.plan.search import make_pool
+
+    split = options.prefill is not None or options.decode is not None
+    if (options.chips is None) == (not split) or (options.prefill is None) != (options.decode is None):
+        raise ConfigError("needed are either --chips CHIP:N, or --prefill CHIP:N and --decode CHIP:N")
+    prices = parse_prices(options.price)
+
+    def pool(text: str, precision: str | None) -> Pool:
+        chip, count = parse_fleet(text)
+        price = price_of(chip, prices)
+        figure = None
+        if price is not None:
+            figure = Figure(price.value, "USD/h", "estimate", price.source, price.low, price.high)
+        return make_pool(
+            chip, count, precision=precision or options.precision, kv_precision=options.kv_precision,
+            stack=options.stack, date=options.date, usd_per_hour=figure, base=calibrated.base,
+        )  # fmt: skip
+
+    if not split:
+        return pool(options.chips, None), None, None
+    return None, pool(options.prefill, options.prefill_precision), pool(options.decode, options.decode_precision)
+
+
+def alone(question: Question) -> Sequence[tuple[str, Plan | str]]:
+    """What each of two pools would do by itself, or why it can't."""
+    from dataclasses import replace
+
+    from tiefsee.plan.search import search
+
+    found: list[tuple[str, Plan | str]] = []
+    for pool in (question.prefill, question.decode):
+        if pool is None:
+            continue
+        try:
+            single = replace(question, pool=pool, prefill=None, decode=None)
+            found.append((str(pool), search(single, frontier=False).best))
+        except TiefseeError as error:
+            found.append((str(pool), str(error)))
+    return found
+
+
+def _seconds(name: str, milliseconds: float | None) -> float:
+    if milliseconds is None:
+        return float("inf")
+    if not 0 < milliseconds < 1e9:
+        raise ConfigError(f"{name} is {milliseconds}; needed are milliseconds above 0")
+    return milliseconds / 1e3
