@@ -20,11 +20,11 @@ USUAL_MAX_TOKENS = 256
 
 def run(options: argparse.Namespace) -> int:
     model, prompt = split_words(options.words)
+    check_chat_options(options)
+    sampling = sampling_from(options, USUAL_MAX_TOKENS)
     core = open_core(options, model)
     prompt_ids = encode_prompt(core, options, prompt)
-    if not options.chat:
-        print(prompt, end="", flush=True)
-    stream = stream_answer(core, prompt_ids, sampling_from(options, USUAL_MAX_TOKENS), write)
+    stream = stream_answer(core, prompt_ids, sampling, write, opening="" if options.chat else prompt)
     print()
     print(stream.report(), file=sys.stderr)
     return 130 if stream.interrupted else 0
@@ -37,6 +37,19 @@ def split_words(words: list[str]) -> tuple[str, str]:
     if len(words) == 2:
         return words[0], words[1]
     raise ConfigError(f"found {len(words)} arguments; needed [MODEL] PROMPT; put the prompt into quotes")
+
+
+def check_chat_options(options: argparse.Namespace) -> None:
+    """Options that only a conversation has are refused without --chat, not dropped."""
+    given = {
+        "--thinking": options.thinking is True,
+        "--no-thinking": options.thinking is False,
+        "--effort": options.effort is not None,
+        "--chat-format or --raw": options.chat_format != "auto",
+    }
+    names = [name for name, is_given in given.items() if is_given]
+    if names and not options.chat:
+        raise ConfigError(f"{', '.join(names)}: only a chat has it; add --chat to send the prompt as a message")
 
 
 def open_core(options: argparse.Namespace, model: str) -> EngineCore:
@@ -79,7 +92,7 @@ def sampling_from(options: argparse.Namespace, usual_max_tokens: int | None) -> 
     from tiefsee.engine import Sampling
 
     return Sampling(
-        max_tokens=options.max_tokens or usual_max_tokens,
+        max_tokens=usual_max_tokens if options.max_tokens is None else options.max_tokens,
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
@@ -127,8 +140,11 @@ class Stream:
         return "[" + ", ".join(parts) + "]"
 
 
-def stream_answer(core: EngineCore, prompt_ids: list[int], sampling: Sampling, show: Any) -> Stream:
-    """Generate one answer; `show(text)` hears each piece. Ctrl-C ends it cleanly, what came stays."""
+def stream_answer(
+    core: EngineCore, prompt_ids: list[int], sampling: Sampling, show: Any, *, opening: str = ""
+) -> Stream:
+    """Generate one answer; `show(text)` hears `opening` once the prompt is accepted, then each piece. Ctrl-C ends
+    it cleanly, what came stays."""
     stream = Stream(core, len(prompt_ids), time.perf_counter())
 
     def on_delta(_: int, delta: Delta) -> None:
@@ -136,6 +152,7 @@ def stream_answer(core: EngineCore, prompt_ids: list[int], sampling: Sampling, s
         show(delta.text)
 
     group = core.add(prompt_ids, sampling, on_delta)
+    show(opening)
     try:
         while core.has_work():
             core.step()
