@@ -103,6 +103,11 @@ def test_run_streams_and_reports():
 def test_wrong_arguments_of_run():
     assert "temperature = -1.0" in one_line_error(tiefsee("run", "x", "--temperature", "-1"))
     assert "max_tokens = -4" in one_line_error(tiefsee("run", "x", "--max-tokens", "-4"))
+    assert "max_tokens = 0" in one_line_error(done := tiefsee("run", "x", "--max-tokens", "0"))
+    assert done.stdout == ""  # nothing half-done
+    assert "max_context = 0" in one_line_error(tiefsee("run", "x", "--max-context", "0"))
+    assert "--effort: only a chat" in one_line_error(tiefsee("run", "x", "--effort", "high"))
+    assert "cannot get no/such--model" in one_line_error(tiefsee("run", "no/such--model", "x"))
     assert "the prompt has" in one_line_error(tiefsee("run", "word " * 6000))
     assert "is not a device name" in one_line_error(tiefsee("run", "x", "--device", "gpu9"))
     assert "sees no CUDA card" in one_line_error(tiefsee("run", "x", "--device", "cuda"))

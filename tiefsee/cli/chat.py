@@ -42,6 +42,8 @@ def run(options: argparse.Namespace) -> int:
             continue
         printer.finish()
         print(stream.report(), file=sys.stderr)
+        if stream.error is not None:
+            print(f"tiefsee: the answer ended early: {stream.error}", file=sys.stderr)
         history.append({"role": "assistant", "content": printer.answer, "reasoning_content": printer.reasoning})
     return 0
 

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tiefsee.errors import ConfigError, ModelNotFound
+from tiefsee.errors import ConfigError, DeviceError, ModelNotFound
 
 if TYPE_CHECKING:
     from tiefsee.engine import Delta, Sampling
@@ -27,6 +27,8 @@ def run(options: argparse.Namespace) -> int:
     stream = stream_answer(core, prompt_ids, sampling, write, opening="" if options.chat else prompt)
     print()
     print(stream.report(), file=sys.stderr)
+    if stream.error is not None:
+        raise DeviceError(f"the answer ended early: {stream.error}")
     return 130 if stream.interrupted else 0
 
 
@@ -115,6 +117,7 @@ class Stream:
     num_tokens: int = 0
     text: str = ""
     finish_reason: str | None = None
+    error: str | None = None
     interrupted: bool = False
 
     def take(self, delta: Delta) -> None:
@@ -123,11 +126,12 @@ class Stream:
         self.num_tokens += len(delta.token_ids)
         self.text += delta.text
         self.finish_reason = delta.finish_reason or self.finish_reason
+        self.error = delta.error
 
     def report(self) -> str:
         """One line: tokens, TTFT, tokens/s of the decode, acceptance of drafts."""
-        if self.first is None:
-            return "[no token came before the interruption]"
+        if not self.num_tokens or self.first is None:
+            return "[no token came]"
         parts = [
             f"{self.num_prompt_tokens} prompt tokens, {self.num_tokens} new",
             f"TTFT {self.first - self.began:.2f} s",

@@ -76,4 +76,4 @@ def _needed(config: Config, key: str, default: float | None) -> Any:
 
 
 def _unfit(key: str, value: object, needed: str) -> ConfigError:
-    return ConfigError(f"config.json has {key} = {value!r}; needed {needed}")
+    return ConfigError(f"found {key} = {value!r}; needed {needed}")
