@@ -37,7 +37,8 @@ def fold(without: frozenset[str]) -> Calibration:
     path = resources.files(__package__).joinpath(f"data/folds/{name}.toml")
     if not path.is_file():
         raise ConfigError(
-            f"no fold without {', '.join(sorted(without))} is in the package; python -m tiefsee.plan.calibrate folds makes it"
+            f"no fold without {', '.join(sorted(without))} is in the package; make it: "
+            "python -m tiefsee.plan.calibrate folds"
         )
     return read_calibration(path.read_text())
 
