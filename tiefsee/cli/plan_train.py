@@ -80,10 +80,10 @@ def run(options: argparse.Namespace) -> int:
 
 def _job(options: argparse.Namespace, chip: Any, count: int, alternative: bool = False) -> Any:
     """The job on given chips; an alternative runs in its own best precision and stack."""
+    from tiefsee.plan.models import find_spec
     from tiefsee.plan.training.job import make_job, recipe_of
-    from tiefsee.plan.training.predict import open_model
 
-    spec = open_model(options.model)
+    spec = find_spec(options.model)
     sequence = options.sequence or recipe_of(spec).sequence
     batch = options.global_batch
     if options.global_batch_tokens is not None:

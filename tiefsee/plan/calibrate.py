@@ -77,7 +77,7 @@ def with_neighbours(
     made = {
         q: Neighbours(kernels[q], tuple(s), tuple(v), robust_noises(kernels[q], s, v)) for q, (_, s, v) in found.items()
     }
-    return Calibrated(calibration, *(made[quantity] for quantity in QUANTITIES))
+    return Calibrated(calibration, made["tpot"], made["ttft"], made["prefill"])
 
 
 PARTS = ("efficiency", "kernels", "neighbours", "folds")

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tiefsee.errors import ConfigError, ModelNotFound
+from tiefsee.errors import ConfigError
 from tiefsee.hardware import Chip, find_chip
 from tiefsee.plan.estimate import Estimate, Grade
+from tiefsee.plan.models import find_spec
+from tiefsee.plan.training.efficiency import TrainCalibration
 from tiefsee.plan.training.job import Optimizer, TrainJob, make_job, split_package
 from tiefsee.plan.training.layout import read_layout
 from tiefsee.plan.training.plan import TrainingPlan, plan_training
-from tiefsee.spec import ModelSpec, model_spec, preset
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,21 +34,11 @@ class TrainingPrediction:
         return self.estimates[unit].value
 
 
-def open_model(name: str) -> ModelSpec:
-    """A preset by its name, else whatever `tiefsee.files` finds under it. Raises ModelNotFound."""
-    from tiefsee.files import find_model
-
-    try:
-        return preset(name)
-    except ModelNotFound:
-        return model_spec(find_model(name, config_only=True).config)
-
-
 def predict_training(
     model: str, chip: str | Chip, num_chips: int, *, layout: Mapping[str, Any] | None = None,
     precision: str | None = None, batch: int | None = None, isl: int | None = None, tokens: float | None = None,
     optimizer: Optimizer | None = None, imbalance: float | None = None, stack: str | None = None,
-    date: str | None = None, mtp: bool = True,
+    date: str | None = None, mtp: bool = True, calibration: TrainCalibration | None = None,
 ) -> TrainingPrediction:  # fmt: skip
     """`batch` is the global batch in sequences, `isl` a sequence's tokens; what is None follows the model's recipe.
 
@@ -55,7 +46,7 @@ def predict_training(
     as there are packages is taken as one rank per package, and the notes say so. None: the best layout is looked for.
     """
     found = find_chip(chip) if isinstance(chip, str) else chip
-    spec = open_model(model)
+    spec = find_spec(model)
 
     def job_of(packages: bool) -> TrainJob:
         return make_job(
@@ -66,7 +57,7 @@ def predict_training(
 
     packages = layout is not None and split_package(found)[1] > 1 and _ranks(layout) == num_chips
     job = job_of(packages)
-    plan = plan_training(job, layout if layout is not None else "search", date=date)
+    plan = plan_training(job, layout if layout is not None else "search", date=date, calibration=calibration)
     if layout is not None and plan.step.layout.ranks != job.num_ranks:
         raise ConfigError(
             f"the layout has {plan.step.layout.ranks:,} ranks; {num_chips:,} x {found.name} are {job.num_ranks:,}. "
