@@ -12,8 +12,8 @@ from tiefsee.spec.presets import preset_config
 
 
 def test_pangu_ultra_moe_on_6000_ascend_910b_is_met_though_nothing_of_it_was_fitted() -> None:
-    """arXiv 2505.04519: 1.46M tokens/s on 6,000 cards, 243 each. Its shape is V3's at width 7,680; virtual stages, batch
-    and the kind of 910B are assumed."""
+    """arXiv 2505.04519: 1.46M tokens/s on 6,000 cards, 243 each. Its shape is V3's at width 7,680; virtual stages,
+    batch and the kind of 910B are assumed."""
     spec = model_spec({**preset_config("v3"), "hidden_size": 7680})
     chip = find_chip("ascend-910b3")
     job = make_job("pangu-like", spec, chip, 6144, sequence=8192, global_batch=4608, stack="mindspeed")

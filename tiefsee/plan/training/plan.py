@@ -76,7 +76,7 @@ def plan_training(
     e = efficiency or calibration.of(job.rank_chip, stack)
     step, others, notes = _step(job, layout, e, stack)
     sparse = any(layer.attention.kind != "mla" for layer in job.spec.layers)
-    grade = calibration.grade(job.rank_chip, stack, sparse)
+    grade = calibration.grade(job.chip, job.num_chips, stack, sparse)
     spread = math.hypot(math.log(calibration.spread[grade]), _doubt(job.rank_chip, job.formats.linear))
     step_s = _around(step.seconds, spread, "step_s", grade)
     rate = step_s.inverse(job.global_batch_tokens, "tokens_per_s")
