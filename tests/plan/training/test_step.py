@@ -36,6 +36,9 @@ def test_v3_on_2048_h800_is_within_10_percent_and_so_is_every_part_of_its_step()
     # 2.664 M GPU hours for 14.8 T tokens (the V3 report, table 1).
     assert found.value("gpu_hours") == pytest.approx(2.664e6, rel=0.1)
     assert found.grade == "measured"
+    # Four times as many were never seen, nor was another chip.
+    assert predict_training("v3", "h800", 16384, layout={"pp": 16, "ep": 64}, batch=122880).grade == "fitted"
+    assert predict_training("v3", "ascend-950dt", 2048, layout={"ep": 64}, batch=15360).grade == "rumour"
     assert sum(found.plan.where.values()) == pytest.approx(1)
 
 

@@ -67,6 +67,7 @@ class TrainEfficiency:
 
 
 FIELDS = tuple(f.name for f in fields(TrainEfficiency))
+LARGER = 4  # a cluster of more than this times the largest that was seen is not like those
 ARITHMETIC = ("matmul", "experts", "attention", "sparse")
 
 
@@ -95,7 +96,7 @@ class Stack:
 
     overlap         hides the experts' all-to-all where the schedule allows it
     low_dispatch    sends tokens to experts in FP8 when it trains in FP8
-    seen            chips that it was fitted on
+    seen            chips that it was fitted on, and the largest number of them
     default_for     chips that it is taken for where no stack is named
     schedules       of a pipeline that it has; the first is taken where a layout names none
     recompute       what a layout of this stack that does not say recomputes; None: the least that fits
@@ -107,7 +108,7 @@ class Stack:
     host: float
     overlap: bool
     low_dispatch: bool
-    seen: tuple[str, ...]
+    seen: Mapping[str, int]
     default_for: tuple[str, ...]
     aliases: tuple[str, ...]
     about: str
@@ -152,12 +153,15 @@ class TrainCalibration:
         own = generation.arithmetic * generation.power.get(chip.name, 1.0)
         return self.base.scaled(own * stack.arithmetic, stack.host, generation.low).changed(sparse=generation.sparse)
 
-    def grade(self, chip: Chip, stack: Stack, sparse: bool) -> Grade:
+    def grade(self, chip: Chip, num_chips: int, stack: Stack, sparse: bool) -> Grade:
         """How near to what was fitted a run is. `sparse`: the model attends over gathered keys."""
         if chip.is_announced_only:
             return "rumour"
         generation = self.generation(chip)
-        if chip.name.removesuffix("-die") in stack.seen and (not sparse or (generation and generation.sparse_seen)):
+        largest = stack.seen.get(
+            chip.name, stack.seen.get(chip.name.removesuffix("-die"), 0) * (2 if chip.per == "die" else 1)
+        )
+        if num_chips <= LARGER * largest and (not sparse or (generation is not None and generation.sparse_seen)):
             return "measured"
         return "fitted" if generation is not None and chip.name in generation.chips else "datasheet"
 
@@ -175,7 +179,7 @@ def calibration_of(table: Mapping[str, Any]) -> TrainCalibration:
     stacks = {
         name: Stack(
             name=name, arithmetic=item["arithmetic"], host=item["host"], overlap=item["overlap"],
-            low_dispatch=item["low_dispatch"], seen=tuple(item["seen"]), default_for=tuple(item["default_for"]),
+            low_dispatch=item["low_dispatch"], seen=item["seen"], default_for=tuple(item["default_for"]),
             aliases=tuple(item["aliases"]), about=item["about"], schedules=tuple(item["schedules"]),
             recompute=item.get("recompute"), before=tuple(item["before"]) if "before" in item else None,
         )

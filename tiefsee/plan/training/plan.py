@@ -20,11 +20,11 @@ from tiefsee.plan.training.step import Step, check_job_layout, place, step_time
 from tiefsee.plan.training.where import bottleneck_of, where
 from tiefsee.spec.cost import training_flops_per_token
 
-# Pangu Ultra MoE is near V3 in shape but no preset, so it is not among the rows of the fit.
+# Pangu Ultra MoE is near V3 in shape but no preset, so it is not among the rows of the fit; docs/plan_training.md.
 LARGE_ASCEND = (
-    "of large Ascend runs one is published in tokens: Pangu Ultra MoE (718B-A39B) on 6,000 x 910B in 2025-05, 1.46M "
-    "tokens/s, 243 a card (arXiv 2505.04519); this model has V3 at 370 a card there. Huawei has since told of 1.4 "
-    "times as much. So the lower half of the range is the likelier"
+    "of large Ascend runs one is published in tokens: Pangu Ultra MoE (718B-A39B), 243 tokens/s a card on 6,000 x 910B "
+    "in 2025-05 (arXiv 2505.04519). For a V3 of its width on 910B3 this model says 239 under the stack mindspeed, 316 "
+    "under today"
 )
 Layout = TrainLayout | Mapping[str, Any] | Literal["search"] | None
 
@@ -76,7 +76,7 @@ def plan_training(
     e = efficiency or calibration.of(job.rank_chip, stack)
     step, others, notes = _step(job, layout, e, stack)
     sparse = any(layer.attention.kind != "mla" for layer in job.spec.layers)
-    grade = calibration.grade(job.rank_chip, stack, sparse)
+    grade = calibration.grade(job.chip, job.num_chips, stack, sparse)
     spread = math.hypot(math.log(calibration.spread[grade]), _doubt(job.rank_chip, job.formats.linear))
     step_s = _around(step.seconds, spread, "step_s", grade)
     rate = step_s.inverse(job.global_batch_tokens, "tokens_per_s")
