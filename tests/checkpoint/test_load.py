@@ -111,11 +111,24 @@ def spoil_by(name: str, value: torch.Tensor | None):
         (spoil_by("layers.1.mlp.gate.weight", None), "1 tensors missing: model.layers.1.mlp.gate.weight"),
         (spoil_by("layers.1.mlp.gate.weight", torch.ones(6, 3)), r"gate.weight is \[6, 3\], needed \[6, 144\]"),
         (lambda t: t.update(surprise=torch.ones(1)), "1 tensors not of this model: surprise"),
+        (spoil_by("layers.1.mlp.gate.weight", torch.ones(6, 144, dtype=torch.int32)), "gate.weight is I32, needed F64 or"),
+        (spoil_by("layers.1.mlp.gate.weight", torch.ones(6, 144).to(torch.float8_e5m2)), "is F8_E5M2, needed"),
+        (spoil_by("layers.0.self_attn.o_proj.weight_scale_inv", torch.ones(2, 1, dtype=torch.int32)), "is I32, needed"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_named(tmp_path, change, words):
     packed, _ = write_checkpoint(tmp_path, V3, change=change)
     with pytest.raises(CheckpointError, match=words):
+        open_llm(packed)
+
+
+def test_a_hash_table_of_experts_that_are_not_there(tmp_path):
+    def change(tensors):
+        name = next(n for n in tensors if n.endswith("tid2eid"))
+        tensors[name] = torch.full_like(tensors[name], 99)
+
+    packed, _ = write_checkpoint(tmp_path, V4, change=change)
+    with pytest.raises(CheckpointError, match="names experts 99 to 99; there are"):
         open_llm(packed)
 
 

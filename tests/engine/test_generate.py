@@ -7,7 +7,8 @@ import torch
 
 from tests.tiny import fresh_logits, prompt, relative_error, tiny_llm, tiny_network
 from tiefsee import Sampling
-from tiefsee.errors import InvalidSampling, InvalidToken, PromptTooLong, RequestError
+from tiefsee.engine.core import check_generation_config
+from tiefsee.errors import ConfigError, InvalidSampling, InvalidToken, PromptTooLong, RequestError
 
 
 @pytest.fixture(scope="module")
@@ -111,12 +112,22 @@ def test_generation_config_gives_the_defaults():
 
 
 @pytest.mark.parametrize(
+    "found", [{"temperature": "hot"}, {"top_p": 0}, {"top_k": 2.5}, {"eos_token_id": "x"}, {"eos_token_id": [1, 97]}]
+)
+def test_a_generation_config_that_no_request_could_use(network, found):
+    with pytest.raises(ConfigError):
+        check_generation_config(found, network.spec)
+    assert check_generation_config({"eos_token_id": None}, network.spec) == (1,)
+
+
+@pytest.mark.parametrize(
     "values",
     [
         {"temperature": -1}, {"temperature": float("nan")}, {"top_p": 0}, {"top_p": 1.1}, {"top_k": -1}, {"top_k": 1.5},
         {"min_p": 2}, {"max_tokens": 0}, {"n": 0}, {"presence_penalty": 3}, {"repetition_penalty": 0},
         {"stop": ("",)}, {"logprobs": 1000}, {"seed": "x"}, {"min_tokens": 5, "max_tokens": 3},
-        {"logit_bias": {-1: 1.0}}, {"logit_bias": {3: float("inf")}}, {"max_tokens": True},
+        {"logit_bias": {-1: 1.0}}, {"logit_bias": {3: float("inf")}}, {"max_tokens": True}, {"stop_token_ids": (-1,)},
+        {"stop_token_ids": ("a",)},
     ],
 )  # fmt: skip
 def test_sampling_values_out_of_range(values):
@@ -131,6 +142,8 @@ def test_bad_prompts_leave_nothing_behind(llm):
             llm.generate([prompt(4), bad], good)
     with pytest.raises(InvalidToken):
         llm.generate(prompt(4), Sampling(logit_bias={97: 1.0}))
+    with pytest.raises(InvalidToken):  # min_tokens bans them: an index out of range there would end the engine
+        llm.generate(prompt(4), Sampling(stop_token_ids=(97,), min_tokens=2))
     assert not llm.core.has_work()
     assert len(llm.generate(prompt(4), good).token_ids) <= 2
 

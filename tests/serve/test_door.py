@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import http.client
 import json
@@ -16,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tiefsee.errors import ConfigError
 from tiefsee.serve.app import DoorOptions
 from tiefsee.serve.keys import new_key, read_keys
+from tiefsee.serve.stream import Call
 from tiefsee.serve.tracing import OpenTelemetry
 
 MODEL = "tiefsee-demo"
@@ -183,6 +185,24 @@ def wait_for(condition, at_most_s=20.0):
     while not condition():
         assert time.monotonic() < until, "it never came"
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_refused_prompt_is_forgotten_at_once(url, stream):
+    """Nothing of it waits in a ring of references for Python's full collection, which comes rarely."""
+    gc.collect()
+    gc.disable()
+    try:
+        for path, body in (
+            ("/v1/completions", {"prompt": "sea " * 6_000}),
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": "sea " * 6_000}]}),
+            ("/v1/messages", {"messages": [{"role": "user", "content": "sea " * 6_000}], "max_tokens": 3}),
+            ("/v1/responses", {"input": "sea " * 6_000}),
+        ):
+            assert ask(url, "POST", path, {**body, "stream": stream})[0] == 400
+        wait_for(lambda: not any(type(thing) is Call for thing in gc.get_objects()))
+    finally:
+        gc.enable()
 
 
 def test_figures_are_counted(url):

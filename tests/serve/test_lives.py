@@ -202,6 +202,7 @@ def children(pid):
         (["no/such/model"], {}, "no/such/model"),
         (["--keys", "/no/such/file"], {}, "cannot be read"),
         (["--tls-key", "/no/such/file"], {}, "needed are both"),
+        (["--tls-key", __file__, "--tls-certificate", __file__], {}, "no certificate with its key"),
         (["--deadline", "-1"], {}, "--deadline is -1"),
         (["--dtype", "float3"], {}, "dtype is 'float3'"),
         (["--chat-format", "v9"], {}, "chat format is 'v9'"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
+
 import pytest
 
 from tests.tiny import CONFIGS, FAMILIES, tiny_network
@@ -114,13 +117,30 @@ def test_configs_that_make_no_sense(change, words):
         model_spec({**CONFIGS["v3"], **change})
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_field_of_the_wrong_kind_is_an_error_of_ours(family):
+    """Whatever stands in any field of the config or of its objects: a spec, or a ConfigError."""
+    config = {**CONFIGS[family], "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    objects = {key: value for key, value in config.items() if isinstance(value, dict)}
+    extra = {"layer_types": None, "mlp_layer_types": None, "compress_rates": {}, "architectures": ["x"]}
+    for wrong in ("x", "4", -1, 0, 1.5, True, math.inf, [], [[]], ["a"], {}, {"a": 1}, None):
+        changes = [{key: wrong} for key in config | extra]
+        changes += [{key: {**value, inner: wrong}} for key, value in objects.items() for inner in value]
+        for change in changes:
+            with suppress(ConfigError):
+                spec = model_spec(config | change)
+                cache_streams(spec, speculate=True)
+                count_parameters(spec)
+
+
 def test_v4_configs_that_make_no_sense():
     for change, words in (
-        ({"compress_ratios": [0, 1, 2, 4, 128]}, r"\[1, 2\].*V4.1"),
+        ({"compress_ratios": [0, 1, 2, 4, 128]}, r"holds 1, 2; .*V4.1"),
         ({"compress_ratios": [0, 4]}, "has 2 entries"),
         ({"compress_ratios": [0, 4, 128, 4, 128, 4]}, "MTP"),
         ({"o_groups": 5}, "do not divide"),
         ({"scoring_func": "tanh"}, "'tanh'"),
+        ({"compress_rates": {"heavily_compressed_attention": 4}}, "ratio 4"),
     ):
         with pytest.raises(ConfigError, match=words):
             model_spec({**CONFIGS["v4"], **change})

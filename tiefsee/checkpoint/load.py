@@ -21,7 +21,7 @@ from tiefsee.errors import CheckpointError, ConfigError
 from tiefsee.files import ModelFiles, TensorEntry
 from tiefsee.ops import formats
 from tiefsee.ops.weight import Packing, Weight
-from tiefsee.spec.model import ModelSpec
+from tiefsee.spec.model import ModelSpec, MoE
 from tiefsee.spec.size import FORMATS
 
 TORCH_DTYPES = {
@@ -93,6 +93,7 @@ def read_tensor(entry: TensorEntry) -> Tensor:
 def _convert(source: Source, spec: ModelSpec, device: torch.device, dtype: torch.dtype, format: str) -> _Held:
     tensor, raw = source.tensor, read_tensor(source.entry)
     if tensor.kind == "table":
+        _check_table(source, spec, raw)
         return _Held(raw.to(device, torch.int64))
     if tensor.kind == "fp32":
         return _Held(raw.to(device, torch.float32))
@@ -113,6 +114,17 @@ def _convert(source: Source, spec: ModelSpec, device: torch.device, dtype: torch
         data, rows = formats.pack_int8(held.dequantise(torch.float32))
         return _Held(data.to(device), rows.to(device), Packing("int8"))
     return _Held(held.dequantise(FORMAT_DTYPES[format]).to(device))
+
+
+def _check_table(source: Source, spec: ModelSpec, expert_of: Tensor) -> None:
+    """Each token's experts must be there: a table of another release would be found in the middle of an answer."""
+    count = max(layer.ffn.n_routed_experts for layer in spec.layers if isinstance(layer.ffn, MoE))
+    low, high = int(expert_of.min()), int(expert_of.max())
+    if low < 0 or high >= count:
+        raise CheckpointError(
+            f"{source.tensor.published} names experts {low} to {high}; there are {count}, from 0; "
+            "is it of the same release as config.json?"
+        )
 
 
 def _packing(source: Source, spec: ModelSpec) -> Packing | None:

@@ -24,6 +24,9 @@ UNUSED = (
 DSPARK = re.compile(r"\.markov_head\.")
 DRAFTER = re.compile(r"^(model\.)?mtp\.")
 LISTED = 8
+# What plain values, and scales, may be stored as; tables of token ids hold whole numbers.
+FLOATS, WHOLE_NUMBERS = ("F64", "F32", "F16", "BF16"), ("I64", "I32", "I16")
+SCALES = (*FLOATS, "F8_E8M0", "U8")
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,8 @@ def _is_mtp(spec: ModelSpec, name: str) -> bool:
 def _check(spec: ModelSpec, tensor: CheckpointTensor, entry: TensorEntry, scale: TensorEntry | None) -> list[str]:
     """What is wrong with shape, dtype and scale of one tensor, in words."""
     name, shape = tensor.published, tensor.shape
+    if scale is not None and scale.dtype not in SCALES:
+        return [f"the scale of {name} is {scale.dtype}, needed {' or '.join(SCALES)}"]
     if entry.dtype == "F8_E4M3":
         if entry.shape != shape:
             return [f"{name} is {list(entry.shape)}, needed {list(shape)}"]
@@ -119,6 +124,9 @@ def _check(spec: ModelSpec, tensor: CheckpointTensor, entry: TensorEntry, scale:
         if scale is None:
             return [f"{name} is FP4 and has no scale beside it ({' or '.join(SCALE_SUFFIXES)})"]
         return [] if scale.shape == grid else [f"the scale of {name} is {list(scale.shape)}, needed {list(grid)}"]
+    needed = WHOLE_NUMBERS if tensor.kind == "table" else FLOATS
+    if entry.dtype not in needed:
+        return [f"{name} is {entry.dtype}, needed {' or '.join(needed)}"]
     wrong = entry.shape != shape
     return [f"{name} is {list(entry.shape)}, needed {list(shape)}"] if wrong else []
 

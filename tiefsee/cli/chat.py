@@ -18,6 +18,7 @@ DIM, PLAIN = "\033[2m", "\033[0m"
 
 
 def run(options: argparse.Namespace) -> int:
+    sampling = sampling_from(options, None)
     core = open_core(options, options.model)
     assert core.tokenizer is not None
     chat = load_chat_format(core.folder, options.chat_format)
@@ -34,13 +35,15 @@ def run(options: argparse.Namespace) -> int:
         rendered = chat.render(history, thinking=options.thinking, effort=options.effort)
         printer = Printer(rendered.starts_in_reasoning)
         try:
-            stream = stream_answer(core, rendered.token_ids(core.tokenizer), sampling_from(options, None), printer.take)
+            stream = stream_answer(core, rendered.token_ids(core.tokenizer), sampling, printer.take)
         except RequestError as error:
             print(f"tiefsee: {error}; /clear starts anew", file=sys.stderr)
             history.pop()
             continue
         printer.finish()
         print(stream.report(), file=sys.stderr)
+        if stream.error is not None:
+            print(f"tiefsee: the answer ended early: {stream.error}", file=sys.stderr)
         history.append({"role": "assistant", "content": printer.answer, "reasoning_content": printer.reasoning})
     return 0
 

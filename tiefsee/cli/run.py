@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tiefsee.errors import ConfigError, ModelNotFound
+from tiefsee.errors import ConfigError, DeviceError, ModelNotFound
 
 if TYPE_CHECKING:
     from tiefsee.engine import Delta, Sampling
@@ -20,13 +20,15 @@ USUAL_MAX_TOKENS = 256
 
 def run(options: argparse.Namespace) -> int:
     model, prompt = split_words(options.words)
+    check_chat_options(options)
+    sampling = sampling_from(options, USUAL_MAX_TOKENS)
     core = open_core(options, model)
     prompt_ids = encode_prompt(core, options, prompt)
-    if not options.chat:
-        print(prompt, end="", flush=True)
-    stream = stream_answer(core, prompt_ids, sampling_from(options, USUAL_MAX_TOKENS), write)
+    stream = stream_answer(core, prompt_ids, sampling, write, opening="" if options.chat else prompt)
     print()
     print(stream.report(), file=sys.stderr)
+    if stream.error is not None:
+        raise DeviceError(f"the answer ended early: {stream.error}")
     return 130 if stream.interrupted else 0
 
 
@@ -37,6 +39,19 @@ def split_words(words: list[str]) -> tuple[str, str]:
     if len(words) == 2:
         return words[0], words[1]
     raise ConfigError(f"found {len(words)} arguments; needed [MODEL] PROMPT; put the prompt into quotes")
+
+
+def check_chat_options(options: argparse.Namespace) -> None:
+    """Options that only a conversation has are refused without --chat, not dropped."""
+    given = {
+        "--thinking": options.thinking is True,
+        "--no-thinking": options.thinking is False,
+        "--effort": options.effort is not None,
+        "--chat-format or --raw": options.chat_format != "auto",
+    }
+    names = [name for name, is_given in given.items() if is_given]
+    if names and not options.chat:
+        raise ConfigError(f"{', '.join(names)}: only a chat has it; add --chat to send the prompt as a message")
 
 
 def open_core(options: argparse.Namespace, model: str) -> EngineCore:
@@ -79,7 +94,7 @@ def sampling_from(options: argparse.Namespace, usual_max_tokens: int | None) -> 
     from tiefsee.engine import Sampling
 
     return Sampling(
-        max_tokens=options.max_tokens or usual_max_tokens,
+        max_tokens=usual_max_tokens if options.max_tokens is None else options.max_tokens,
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
@@ -102,6 +117,7 @@ class Stream:
     num_tokens: int = 0
     text: str = ""
     finish_reason: str | None = None
+    error: str | None = None
     interrupted: bool = False
 
     def take(self, delta: Delta) -> None:
@@ -110,11 +126,12 @@ class Stream:
         self.num_tokens += len(delta.token_ids)
         self.text += delta.text
         self.finish_reason = delta.finish_reason or self.finish_reason
+        self.error = delta.error
 
     def report(self) -> str:
         """One line: tokens, TTFT, tokens/s of the decode, acceptance of drafts."""
-        if self.first is None:
-            return "[no token came before the interruption]"
+        if not self.num_tokens or self.first is None:
+            return "[no token came]"
         parts = [
             f"{self.num_prompt_tokens} prompt tokens, {self.num_tokens} new",
             f"TTFT {self.first - self.began:.2f} s",
@@ -127,8 +144,11 @@ class Stream:
         return "[" + ", ".join(parts) + "]"
 
 
-def stream_answer(core: EngineCore, prompt_ids: list[int], sampling: Sampling, show: Any) -> Stream:
-    """Generate one answer; `show(text)` hears each piece. Ctrl-C ends it cleanly, what came stays."""
+def stream_answer(
+    core: EngineCore, prompt_ids: list[int], sampling: Sampling, show: Any, *, opening: str = ""
+) -> Stream:
+    """Generate one answer; `show(text)` hears `opening` once the prompt is accepted, then each piece. Ctrl-C ends
+    it cleanly, what came stays."""
     stream = Stream(core, len(prompt_ids), time.perf_counter())
 
     def on_delta(_: int, delta: Delta) -> None:
@@ -136,6 +156,7 @@ def stream_answer(core: EngineCore, prompt_ids: list[int], sampling: Sampling, s
         show(delta.text)
 
     group = core.add(prompt_ids, sampling, on_delta)
+    show(opening)
     try:
         while core.has_work():
             core.step()

@@ -41,12 +41,15 @@ class EngineConfig:
     snapshot_every: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("max_step_tokens", "max_running"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} = {getattr(self, name)}; needed at least 1")
-        for name in ("max_draft", "snapshot_every"):
-            if (getattr(self, name) or 0) < 0:
-                raise ConfigError(f"{name} = {getattr(self, name)}; needed 0 or more")
+        # A context of 2 holds one token of a prompt and one of its answer.
+        least = {
+            "max_step_tokens": 1, "max_running": 1, "max_context": 2, "num_blocks": 1, "cache_bytes": 1,
+            "max_draft": 0, "snapshot_every": 0, "num_snapshots": 0,
+        }  # fmt: skip
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and not value >= bound:
+                raise ConfigError(f"{name} = {value}; needed {bound} or more")
 
 
 def plan_memory(spec: ModelSpec, config: EngineConfig, dtype: str, free: float) -> tuple[CachePlan, int]:
@@ -72,7 +75,7 @@ def plan_memory(spec: ModelSpec, config: EngineConfig, dtype: str, free: float) 
         if num_blocks < 1 or (config.max_context is not None and num_blocks < wanted):
             needed = rings + wanted * per_block
             raise OutOfMemory(
-                f"the cache may take {format_bytes(budget)}, but {config.max_running} requests and a context of "
+                f"the cache may take {format_bytes(budget)}, but max_running = {config.max_running} and a context of "
                 f"{max_context} tokens need {format_bytes(needed)} ({format_bytes(needed - budget)} more); a context "
                 f"of {max(0, fitting) * size} tokens would fit. Lower max_context or max_running, or give cache_bytes"
             )

@@ -27,9 +27,10 @@ from tiefsee.engine.guide import Guide, Matcher
 from tiefsee.engine.runner import Runner, StepResult
 from tiefsee.engine.sampling import Sampling
 from tiefsee.engine.speculate import Committed, Drafter, DraftLength
-from tiefsee.errors import InvalidToken, NoToken, PromptTooLong, RequestError
+from tiefsee.errors import ConfigError, InvalidSampling, InvalidToken, NoToken, PromptTooLong, RequestError
 from tiefsee.model import Network
 from tiefsee.schedule import Accepted, Batch, Entry, Request, Scheduler, SchedulerConfig
+from tiefsee.spec.fields import token_ids
 from tiefsee.spec.model import ModelSpec
 from tiefsee.text import Tokenizer
 
@@ -72,8 +73,7 @@ class EngineCore:
         self._drafter = Drafter(self.runner, plan.max_draft) if plan.max_draft else None
         self._generations: dict[str, Generation] = {}
         self._ids = itertools.count()
-        eos = self.generation_config.get("eos_token_id", self.spec.eos_token_ids)
-        self.eos_ids = tuple(eos) if isinstance(eos, list | tuple) else (int(eos),)
+        self.eos_ids = check_generation_config(self.generation_config, self.spec)
         if tokenizer is not None:
             self.guide = Guide(tokenizer, self.spec.vocab_size, self.eos_ids)
 
@@ -174,9 +174,10 @@ class EngineCore:
         bad = next((t for t in prompt if not 0 <= t < self.spec.vocab_size), None)
         if bad is not None:
             raise InvalidToken(f"token {bad} is outside the vocabulary of {self.spec.vocab_size} tokens")
-        bias = next((t for t in sampling.logit_bias if t >= self.spec.vocab_size), None)
-        if bias is not None:
-            raise InvalidToken(f"logit_bias names token {bias}; the vocabulary has {self.spec.vocab_size}")
+        for name, tokens in (("logit_bias", sampling.logit_bias), ("stop_token_ids", sampling.stop_token_ids)):
+            bad = next((t for t in tokens if t >= self.spec.vocab_size), None)
+            if bad is not None:
+                raise InvalidToken(f"{name} names token {bad}; the vocabulary has {self.spec.vocab_size}")
         if len(prompt) >= self.max_context:
             raise PromptTooLong(
                 f"the prompt has {len(prompt)} tokens; this engine holds {self.max_context} in all, so at most "
@@ -274,6 +275,20 @@ class EngineCore:
         self.counters.prefix_hit_tokens += generation.request.num_cached_tokens
         if self._drafter is not None:
             self._drafter.forget(generation.request.request_id)
+
+
+def check_generation_config(found: Mapping[str, Any], spec: ModelSpec) -> tuple[int, ...]:
+    """The tokens that end an answer: of generation_config.json, else of config.json. ConfigError for a file whose
+    defaults no request could use."""
+    try:
+        Sampling().with_defaults(found)
+        eos_ids = token_ids(found, "eos_token_id") or spec.eos_token_ids
+    except (ConfigError, InvalidSampling) as error:
+        raise ConfigError(f"generation_config.json: {error}; take the one of the original release") from error
+    bad = next((t for t in eos_ids if t >= spec.vocab_size), None)
+    if bad is not None:
+        raise ConfigError(f"eos_token_id is {bad}; the vocabulary has {spec.vocab_size} tokens")
+    return eos_ids
 
 
 def scheduler_config(config: EngineConfig, plan: CachePlan, max_context: int) -> SchedulerConfig:

@@ -57,6 +57,8 @@ class LLM:
 
         Prompts run side by side. Without `sampling` the checkpoint's defaults count.
         """
+        if hasattr(prompts, "tolist"):  # token ids as an array or a tensor
+            prompts = prompts.tolist()
         single = _is_single(prompts)
         many: list[Any] = [prompts] if single else list(prompts)
         chosen = list(sampling) if isinstance(sampling, Sequence) else [sampling or Sampling()] * len(many)

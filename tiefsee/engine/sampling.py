@@ -53,8 +53,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
-        object.__setattr__(self, "stop", tuple(self.stop))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        object.__setattr__(self, "stop", tuple(self.stop or ()))
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
         self._check("max_tokens", self.max_tokens, 1, math.inf, whole=True)
         self._check("min_tokens", self.min_tokens, 0, math.inf, whole=True)
         self._check("temperature", self.temperature, 0, 100)
@@ -76,6 +76,9 @@ class Sampling:
             raise InvalidSampling(f"min_tokens = {self.min_tokens} is above max_tokens = {self.max_tokens}")
         if any(not isinstance(s, str) or not s for s in self.stop):
             raise InvalidSampling("stop holds an empty string; needed strings of at least one character")
+        for token in self.stop_token_ids:
+            if not isinstance(token, int) or token < 0:
+                raise InvalidSampling(f"stop_token_ids holds {token!r}; needed token ids")
         for token, bias in self.logit_bias.items():
             if not isinstance(token, int) or token < 0 or not math.isfinite(bias):
                 raise InvalidSampling(f"logit_bias {token!r}: {bias!r}; needed token ids with finite numbers")

@@ -84,7 +84,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 def _from_hub(name: str, config_only: bool) -> Path:
     """The folder of a hub id; the cache alone where the hub cannot be reached."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns = SMALL_FILES if config_only else SMALL_FILES + WEIGHT_FILES
     try:
@@ -93,6 +93,6 @@ def _from_hub(name: str, config_only: bool) -> Path:
         raise ModelNotFound(
             f"{name} is not in the local hub cache, and the hub cannot be reached; connect, or pass a folder"
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelNotFound(f"cannot get {name} from the hub: {reason}; check the name, or pass a folder") from error

@@ -1,9 +1,9 @@
 """Makes the data files of the planner anew: `python -m tiefsee.plan.calibrate` (minutes; docs/plan.md).
 
-    efficiency.toml      fitted on all measured runs and published points
-    kernels.toml         how far runs speak for one another
-    neighbours.csv.gz    the residuals of all of them
-    folds/*.toml         efficiencies fitted without a family or a chip, for `tiefsee check plan`
+efficiency.toml      fitted on all measured runs and published points
+kernels.toml         how far runs speak for one another
+neighbours.csv.gz    the residuals of all of them
+folds/*.toml         efficiencies fitted without a family or a chip, for `tiefsee check plan`
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tiefsee.plan.calibrated import QUANTITIES, Calibrated, write_kernels, write_neighbours
-from tiefsee.plan.efficiency import Calibration, write_calibration
-from tiefsee.plan.fit import REFERENCE, Fitted, accepted_of, answers, fit
+from tiefsee.plan.calibrated import QUANTITIES, Calibrated, read_kernels, write_kernels, write_neighbours
+from tiefsee.plan.efficiency import Calibration, read_calibration, write_calibration
+from tiefsee.plan.fit import REFERENCE, Fitted, accepted_of, answers, fit, infer_drafts
 from tiefsee.plan.measured import shipped_runs
 from tiefsee.plan.neighbours import Kernel, Neighbours, Situation, robust_noises
 from tiefsee.plan.points_file import shipped_points
@@ -77,35 +77,46 @@ def with_neighbours(
     made = {
         q: Neighbours(kernels[q], tuple(s), tuple(v), robust_noises(kernels[q], s, v)) for q, (_, s, v) in found.items()
     }
-    return Calibrated(calibration, *(made[quantity] for quantity in QUANTITIES))
+    return Calibrated(calibration, made["tpot"], made["ttft"], made["prefill"])
 
 
-def main(what: Sequence[str]) -> None:
+PARTS = ("efficiency", "kernels", "neighbours", "folds")
+
+
+def main(parts: Sequence[str]) -> None:
+    """Makes the named parts, each from those before it as they lie in data/; all where none is named."""
+    unknown = sorted(set(parts) - set(PARTS))
+    if unknown:
+        raise SystemExit(f"no part is named {unknown[0]}; there are {', '.join(PARTS)}")
     samples = all_samples()
-    families = sorted({sample.family for sample in samples})
-    about = f"{len(samples)} runs and points of {len(families)} families, tiefsee.plan.calibrate, {datetime.date.today()}"
-    from tiefsee.plan.efficiency import calibration as current
-    from tiefsee.plan.refit import fold_name, folds_of
-
-    start = current() if current().stacks.get("sglang") and current().stacks["sglang"].factors else None
-    if "all" in what or not what:
-        fitted = fit(samples, start, rounds=3, fitted_on=about)
-        (DATA / "efficiency.toml").write_text(write_calibration(fitted.calibration))
-        kernels = make_kernels(samples, fitted)
-        (DATA / "kernels.toml").write_text(write_kernels(kernels))
-        made = with_neighbours(samples, fitted.calibration, fitted.drafts, kernels)
+    base = read_calibration((DATA / "efficiency.toml").read_text())
+    if not parts or "efficiency" in parts:
+        num = len({sample.family for sample in samples})
+        about = f"{len(samples)} runs and points of {num} families, {datetime.date.today()} (tiefsee.plan.calibrate)"
+        base = fit(samples, base, rounds=3, fitted_on=about).calibration
+        (DATA / "efficiency.toml").write_text(write_calibration(base))
+    fitted = Fitted(base, infer_drafts(samples, base))
+    if not parts or "kernels" in parts:
+        (DATA / "kernels.toml").write_text(write_kernels(make_kernels(samples, fitted)))
+    if not parts or "neighbours" in parts:
+        kernels = read_kernels((DATA / "kernels.toml").read_text())
+        made = with_neighbours(samples, base, fitted.drafts, kernels)
         text = write_neighbours({q: getattr(made, q) for q in QUANTITIES})
         (DATA / "neighbours.csv.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
-        start = fitted.calibration
-    if "folds" in what or not what:
-        (DATA / "folds").mkdir(exist_ok=True)
-        for without in folds_of(samples):
-            kept = [sample for sample in samples if sample.family not in without]
-            fold = fit(kept, start, rounds=1, steps=3, fitted_on=f"all but {', '.join(sorted(without))}")
-            (DATA / "folds" / f"{fold_name(without)}.toml").write_text(write_calibration(fold.calibration))
-            print(", ".join(sorted(without)), flush=True)
+    if not parts or "folds" in parts:
+        make_folds(samples, base)
+
+
+def make_folds(samples: Sequence[Sample], start: Calibration) -> None:
+    from tiefsee.plan.refit import fold_name, folds_of
+
+    (DATA / "folds").mkdir(exist_ok=True)
+    for without in folds_of(samples):
+        kept = [sample for sample in samples if sample.family not in without]
+        fold = fit(kept, start, rounds=1, steps=3, fitted_on=f"all but {', '.join(sorted(without))}")
+        (DATA / "folds" / f"{fold_name(without)}.toml").write_text(write_calibration(fold.calibration))
+        print(", ".join(sorted(without)), flush=True)
 
 
 if __name__ == "__main__":
     main(sys.argv[1:])
-

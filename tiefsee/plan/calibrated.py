@@ -10,28 +10,36 @@ from collections.abc import Mapping
 from dataclasses import astuple, dataclass, fields
 from functools import cache
 from importlib import resources
+from typing import TYPE_CHECKING
 
 from tiefsee.plan.efficiency import Calibration, calibration
 from tiefsee.plan.estimate import Grade
 from tiefsee.plan.neighbours import SITUATION_FIELDS, Kernel, Neighbours, Situation
+
+if TYPE_CHECKING:
+    from tiefsee.plan.training.efficiency import TrainCalibration
 
 QUANTITIES = ("tpot", "ttft", "prefill")
 
 
 @dataclass(frozen=True, eq=False)
 class Calibrated:
-    """`tpot` of decode steps and services, `ttft` of services, `prefill` of prompts per second."""
+    """`tpot` of decode steps and services, `ttft` of services, `prefill` of prompts per second; `training` apart, None
+    being what the package ships."""
 
     base: Calibration
     tpot: Neighbours
     ttft: Neighbours
     prefill: Neighbours
+    training: TrainCalibration | None = None
 
     def grade(self, situation: Situation, quantity: str) -> Grade:
         """The evidence for a quantity; a chip that is known from other quantities only is no more than fitted."""
         own: Neighbours = getattr(self, quantity)
         grade = own.grade(situation)
-        if grade == "datasheet" and any(s.chip == situation.chip for q in QUANTITIES for s in getattr(self, q).situations):
+        if grade == "datasheet" and any(
+            s.chip == situation.chip for q in QUANTITIES for s in getattr(self, q).situations
+        ):
             return "fitted"
         return grade
 
@@ -42,7 +50,7 @@ def shipped() -> Calibrated:
     data = resources.files(__package__).joinpath("data")
     kernels = read_kernels(data.joinpath("kernels.toml").read_text())
     found = read_neighbours(gzip.decompress(data.joinpath("neighbours.csv.gz").read_bytes()).decode(), kernels)
-    return Calibrated(calibration(), *(found[quantity] for quantity in QUANTITIES))
+    return Calibrated(calibration(), found["tpot"], found["ttft"], found["prefill"])
 
 
 def read_kernels(text: str) -> dict[str, Kernel]:
@@ -69,7 +77,10 @@ def read_neighbours(text: str, kernels: Mapping[str, Kernel]) -> dict[str, Neigh
         rows[row["quantity"]].append((situation, float(row["residual"]), float(row["noise"])))
     return {
         quantity: Neighbours(
-            kernels[quantity], tuple(s for s, _, _ in found), tuple(r for _, r, _ in found), tuple(n for _, _, n in found)
+            kernels[quantity],
+            tuple(s for s, _, _ in found),
+            tuple(r for _, r, _ in found),
+            tuple(n for _, _, n in found),
         )
         for quantity, found in rows.items()
     }

@@ -13,6 +13,8 @@ from tiefsee.plan.points import Point, preset_of
 
 # Groups of figures that are judged together, in the order of reports.
 GROUPS = ("decode TPOT", "throughput", "prefill and TTFT", "Ascend serving", "training", "parts of a step")
+# Parts of a training step: points name them in words, the model as DeepSeek's table does.
+PARTS = {"forward": "1F", "backward_input": "1B", "backward_weight": "1W", "both": "1F1B", "optimizer": "opt"}
 DRAFTS_TRIED = (0, 3)  # of runs that may have drafted or not: the nearer answer counts
 
 
@@ -56,7 +58,8 @@ def case_of_point(point: Point) -> Case:
         point.id, point.family or f"{chip} {point.stack or 'unnamed'} {point.source[:40]}",
         group_of(chip, point.kind or "", point.unit, point.part), chip,
         (chip, point.stack, point.precision or (point.decode.precision if point.decode else "")), point.unit,
-        point.value, (question,), point.lower_bound, point.assumed, point.part, factor=factor,
+        point.value, (question,), point.lower_bound, point.assumed, PARTS.get(point.part, point.part),
+        factor=factor,
     )  # fmt: skip
 
 

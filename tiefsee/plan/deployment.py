@@ -22,7 +22,7 @@ OVERLAPPING_STACKS = {"deepseek", "cloudmatrix", "cann-recipes", "xdeepserve"}
 
 @dataclass(frozen=True, eq=False)
 class Deployment:
-    """`num_decode` workers that decode, and prefill too unless `prefill` says who does. `precision` is decode's name."""
+    """`num_decode` workers that decode, and prefill too unless `prefill` says who does; `precision` is decode's."""
 
     decode: Worker
     num_decode: int
@@ -47,8 +47,8 @@ class Deployment:
         )
 
     def transfer_s(self, tokens: float, share: float) -> float:
-        """Seconds that a prompt's cache takes to the decode pool, over the slower of the two fabrics' links; all ranks of
-        a TP group hold the same latents and each sends its part."""
+        """Seconds that a prompt's cache takes to the decode pool, over the slower of the two fabrics' links; all ranks
+        of a TP group hold the same latents and each sends its part."""
         if self.prefill is None:
             return 0.0
         links = [worker.chip.links[-1] for worker in (self.prefill, self.decode)]

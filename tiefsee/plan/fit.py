@@ -1,8 +1,8 @@
 """Efficiencies from measurements: maximum a posteriori over logarithms, robust, with drafting inferred where unsaid.
 
-What is fitted is small against what was measured: the base, a few factors of each stack and vendor that are drawn to 1,
-what drafts bring. Deviations are Cauchy distributed, so that a run that stalled while it compiled says little. Whether
-a run drafted is not in the table: each campaign's runs are told apart by which answer lies nearer, in turn with the fit.
+What is fitted is small against what was measured: the base, a few factors of each stack and vendor that are drawn
+to 1, what drafts bring. Deviations are Cauchy distributed, so that a run that stalled while it compiled says little.
+Where nobody knows whether a run drafted, the answer that lies nearer decides, in turn with the fit.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ REFERENCE = "2026-02-01"
 
 @dataclass(frozen=True)
 class Parameter:
-    """`scope` is base, trend:STACK, stack:STACK, vendor:VENDOR or accepted; its value is a logarithm, 0 at the prior."""
+    """`scope` is base, trend:STACK, stack:STACK, vendor:VENDOR or accepted; values are logarithms, 0 at the prior."""
 
     scope: str
     name: str
@@ -238,5 +238,3 @@ def _touched(parameter: Parameter, samples: Sequence[Sample], drafts: Sequence[i
     else:
         belongs = lambda i: samples[i].stack == who  # noqa: E731
     return [i for i in range(len(samples)) if belongs(i)]
-
-

@@ -18,7 +18,8 @@ PRECISIONS = {
 }
 CACHE_FORMATS = ("bf16", "fp8", "int8")
 ALIASES = {
-    "w8a8": "int8", "w8a8c8": "int8", "nvfp4": "fp4", "mxfp4": "fp4", "mxfp8": "fp8", "fp8_block": "fp8", "bfloat16": "bf16",
+    "w8a8": "int8", "w8a8c8": "int8", "nvfp4": "fp4", "mxfp4": "fp4", "mxfp8": "fp8", "fp8_block": "fp8",
+    "bfloat16": "bf16",
 }  # fmt: skip
 # What a chip multiplies in if it lacks the format of the weights: they are converted at load, or dequantised.
 _NEXT = {"fp4": "fp8", "fp8": "int8", "int8": "bf16", "bf16": "fp32", "fp32": "bf16"}

@@ -127,7 +127,7 @@ class Neighbours:
 
 
 def robust_noises(kernel: Kernel, situations: Sequence[Situation], residuals: Sequence[float]) -> tuple[float, ...]:
-    """The noise of each run as a deviation: the kernel's, and more where its residual lies far from what all others say."""
+    """The noise of each run as a deviation: the kernel's, and more where its residual lies far from what others say."""
     import numpy as np
 
     covariance, y = kernel.between(situations, situations), np.array(residuals)

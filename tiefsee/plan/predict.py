@@ -56,11 +56,10 @@ def predict(
     spec = find_spec(model) if isinstance(model, str) else model
     on = find_chip(chip) if isinstance(chip, str) else chip
     if kind == "train":
-        from tiefsee.plan.training import predict_training
-
-        return predict_training(
-            spec=spec, chip=on, num_chips=num_chips, layout=layout, precision=precision, sequence=isl, batch=batch,
-            stack=stack, date=date, **training,
+        name = model if isinstance(model, str) else model.model_type
+        return _train(
+            name, on, num_chips, layout, precision=precision, batch=batch, isl=isl, stack=stack, date=date,
+            imbalance=_imbalance(imbalance), calibrated=calibrated or shipped(), **training,
         )  # fmt: skip
     if training:
         raise ConfigError(f"{next(iter(training))!r} is no argument of a {kind} prediction")
@@ -76,13 +75,40 @@ def predict(
     return answer_e2e(question, disagg)
 
 
+TRAINED = ("tokens", "optimizer", "mtp")
+LAID_OUT = ("recompute", "schedule", "micro_batch")
+
+
+def _train(
+    model: str, chip: Chip, num_chips: int, layout: Mapping[str, Any] | None, *, batch: float | None,
+    isl: float | None, calibrated: Calibrated, **more: Any,
+) -> Prediction:  # fmt: skip
+    """A training step by plan/training; `recompute`, `schedule` and `micro_batch` may stand beside the layout."""
+    from tiefsee.plan.training.predict import predict_training
+
+    unknown = sorted(set(more) - {*TRAINED, *LAID_OUT, "precision", "stack", "date", "imbalance"})
+    if unknown:
+        raise ConfigError(f"{unknown[0]!r} is no argument of a train prediction; more are {', '.join(TRAINED)}")
+    extra = {name: more.pop(name) for name in LAID_OUT if name in more}
+    found = predict_training(
+        model, chip, num_chips, layout=None if layout is None else {**layout, **extra},
+        batch=None if batch is None else round(batch), isl=None if isl is None else round(isl),
+        calibration=calibrated.training, **more,
+    )  # fmt: skip
+    return Prediction(
+        "train", "step_s", found.estimates, found.parts, found.bottleneck, found.plan.sources, found.notes
+    )
+
+
 def _check(name: str, size: Any, least: float) -> None:
     if size is None:
         return
     if isinstance(size, bool) or not isinstance(size, (int, float)) or not math.isfinite(size):
         raise ConfigError(f"{name} is {size!r}; needed is a number")
     if not least <= size <= MOST:
-        raise ConfigError(f"{name} is {size:g}; needed is {'more than 0' if least > 0 else '0 or more'}, below {MOST:g}")
+        raise ConfigError(
+            f"{name} is {size:g}; needed is {'more than 0' if least > 0 else '0 or more'}, below {MOST:g}"
+        )
 
 
 def _drafts(drafts: int | None, accepted: float) -> int:
@@ -105,5 +131,3 @@ def _imbalance(imbalance: float | str | None) -> float | None:
             f"imbalance is {imbalance!r}; needed is the fullest rank's load over the mean's, 1 or more, or 'balanced'"
         )
     return float(imbalance)
-
-

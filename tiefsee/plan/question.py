@@ -73,8 +73,8 @@ class Question:
         if count % worker.num_chips:
             what = "chips" if chip is given else "dies"
             raise ConfigError(
-                f"a worker of tp {worker.tp} x dp {worker.dp} x pp {worker.pp} has {worker.num_chips} {what}, which does "
-                f"not divide {count}; change num_chips or the layout"
+                f"a worker of tp {worker.tp} x dp {worker.dp} x pp {worker.pp} has {worker.num_chips} {what}, which "
+                f"does not divide {count}; change num_chips or the layout"
             )
         return worker, count // worker.num_chips
 

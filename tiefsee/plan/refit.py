@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 
 from tiefsee.errors import ConfigError
 from tiefsee.plan.calibrate import all_samples, with_neighbours
 from tiefsee.plan.calibrated import Calibrated, read_kernels
-from tiefsee.plan.efficiency import Calibration, read_calibration
+from tiefsee.plan.efficiency import Calibration, calibration, read_calibration
 from tiefsee.plan.fit import infer_drafts
 from tiefsee.plan.samples import Sample
+from tiefsee.plan.training.efficiency import TrainCalibration
 
 _samples = cache(all_samples)
 
@@ -27,17 +29,37 @@ def calibrated_without(without: frozenset[str]) -> Calibrated:
     kept = [sample for sample in _samples() if sample.family not in without]
     base = fold(without)
     kernels = read_kernels(resources.files(__package__).joinpath("data/kernels.toml").read_text())
-    return with_neighbours(kept, base, infer_drafts(kept, base), kernels)
+    made = with_neighbours(kept, base, infer_drafts(kept, base), kernels)
+    return replace(made, training=_training_without(frozenset(_who(family) for family in without)))
+
+
+@cache
+def _training_without(who: frozenset[tuple[str, str]]) -> TrainCalibration | None:
+    """Fitted without the runs of some chips and stacks; None where none of them trained."""
+    from tiefsee.plan.training.fit import fit, shipped_points, shipped_table
+
+    points = shipped_points()
+    kept = [p for p in points if _who(f"{p.job.chip.name} {p.job.stack}") not in who]
+    return fit(kept, shipped_table()).calibration if len(kept) < len(points) else None
+
+
+def _who(family: str) -> tuple[str, str]:
+    """Chip and stack, a package's dies being the package."""
+    chip, stack = family.split()[:2]
+    return chip.removesuffix("-die"), stack
 
 
 def fold(without: frozenset[str]) -> Calibration:
     """The efficiencies that were fitted without some families; those that none of the samples is of change nothing."""
     known = {sample.family for sample in _samples()}
+    if not without & known:
+        return calibration()
     name = fold_name(without & known)
     path = resources.files(__package__).joinpath(f"data/folds/{name}.toml")
     if not path.is_file():
         raise ConfigError(
-            f"no fold without {', '.join(sorted(without))} is in the package; python -m tiefsee.plan.calibrate folds makes it"
+            f"no fold without {', '.join(sorted(without))} is in the package; make it: "
+            "python -m tiefsee.plan.calibrate folds"
         )
     return read_calibration(path.read_text())
 

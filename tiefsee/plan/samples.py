@@ -25,8 +25,8 @@ IMPOSSIBLE = {("4000", "1000")}
 @dataclass(frozen=True, eq=False)
 class Sample:
     """One run or point. `answer(efficiency, drafts, accepted)` and `measured` are logarithms of seconds, in the order
-    of `quantities` (tpot, ttft, prefill). `drafts` is None where nobody knows whether drafts were made, `accepted` where
-    nobody says how many were accepted; `num_assumed` counts what of its layout was guessed."""
+    of `quantities` (tpot, ttft, prefill). `drafts` is None where nobody knows whether drafts were made, `accepted`
+    where nobody says how many were accepted; `num_assumed` counts what of its layout was guessed."""
 
     id: str
     family: str
@@ -132,11 +132,12 @@ def sample_of_point(point: Point, years: Callable[[str], float]) -> Sample:
             return (math.log(served.ttft_s),)
         return (math.log(served.tpot_s if point.quantity == "tpot" else served.ttft_s / osl + served.tpot_s),)
 
+    year = years(full_date(point.date))
     quantity = "prefill" if point.kind == "prefill" else "ttft" if point.quantity == "ttft" else "tpot"
     return Sample(
         point.id, point.family, (point.family, point.kind or ""), chip.vendor, point.stack, full_date(point.date),
         (quantity,), (math.log(_seconds(point, requests)),), answer,
-        lambda drafts, accepted: deployment.situation(load(drafts, accepted), point.stack, years(full_date(point.date))),
+        lambda drafts, accepted: deployment.situation(load(drafts, accepted), point.stack, year),
         point.mtp_drafts, point.mtp_acceptance,
     )  # fmt: skip
 

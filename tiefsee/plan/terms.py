@@ -2,7 +2,8 @@
 
 Ideal means at the data sheet's peaks. `seconds` applies efficiencies: max(compute / share, memory / share) + launch
 for an operator (roofline; a launch cannot be hidden between dependent operators), bytes / share + latency for a
-collective (alpha-beta). Products of few rows reach less: share * rows / (rows + half_rows). Terms do not depend on efficiencies, so a fit evaluates them thousands of times.
+collective (alpha-beta). Products of few rows reach less: share * rows / (rows + half_rows). Terms do not depend on
+efficiencies, so a fit evaluates them thousands of times.
 """
 
 from __future__ import annotations
@@ -74,13 +75,12 @@ class Step:
         compute = (1 / (e.matmul * share), fullest / (e.experts * share), 1 / (e.attention * share), 1.0)
         memory = (1 / e.matmul_memory, 1 / e.experts_memory, 1 / e.attention_memory, 1 / e.vector_memory)
         half = e.half_rows
-        return [
-            (t.name, t.count * (
-                max(t.compute_s * (1.0 + half / t.rows if t.rows else 1.0) * compute[t.kind], t.memory_s * memory[t.kind])
-                + t.launches * launch_s
-            ))
-            for t in self.terms
-        ]  # fmt: skip
+        found = []
+        for t in self.terms:
+            few = 1.0 + half / t.rows if t.rows else 1.0
+            own_s = max(t.compute_s * few * compute[t.kind], t.memory_s * memory[t.kind]) + t.launches * launch_s
+            found.append((t.name, t.count * own_s))
+        return found
 
     def _collectives(self, e: Efficiency) -> list[tuple[str, float]]:
         fullest = 1.0 + e.skew * self.spread

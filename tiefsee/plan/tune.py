@@ -63,8 +63,8 @@ def density(
 def left_out(
     kernel: Kernel, situations: Sequence[Situation], residuals: Sequence[float], groups: Sequence[Hashable]
 ) -> tuple[Array, Array]:
-    """(mean, variance) of each residual, from all that are in other groups: in closed form from the inverse of the whole
-    (Rasmussen and Williams, equations 5.10 to 5.12, for blocks)."""
+    """(mean, variance) of each residual from all that are in other groups, in closed form from the inverse of the
+    whole (Rasmussen and Williams, equations 5.10 to 5.12, for blocks)."""
     import numpy as np
 
     y = np.array(residuals)

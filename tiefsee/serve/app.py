@@ -188,6 +188,7 @@ class App:
             watcher.cancel()
             if not task.done():
                 task.cancel()
+            del task, watcher  # an exception's traceback holds this frame, and a task holds its exception: no ring
 
     def _counting(self, send: Send, exchange: Exchange) -> Send:
         async def counted(message):  # type: ignore[no-untyped-def]

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import signal
 import socket
+import ssl
 from collections.abc import Iterator
 
 import uvicorn
@@ -44,11 +45,29 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
+def check_tls(options: ServeOptions) -> None:
+    """ConfigError for files that are no certificate and its key; nothing listens then."""
+    if options.tls_certificate is None:
+        return
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+            options.tls_certificate,
+            options.tls_key,
+            password=lambda: b"",  # and never ask on the terminal
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{options.tls_certificate} and {options.tls_key} are no certificate with its key, in PEM and without a "
+            f"password: {error}; give both files"
+        ) from error
+
+
 class Door:
     """An application on a socket, with an orderly end. Raises ConfigError if the address cannot be had."""
 
     def __init__(self, app: App, options: ServeOptions) -> None:
         self.app, self._options = app, options
+        check_tls(options)
         self._socket = listen(options.host, options.port)
         self._server = Server(
             uvicorn.Config(

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from tiefsee.engine.constraint import Constraint
@@ -24,8 +25,10 @@ from tiefsee.serve.keys import Caller
 from tiefsee.serve.metrics import EngineFigures, Metrics, Timeline
 from tiefsee.text import ChatFormat, ChatPrompt, Conversation, Tokenizer
 
-# A longer text is tokenised in a thread, so that the other streams go on (about 1 ms of work).
+# A longer text is tokenised in a thread, so that the other streams go on (about 1 ms of work). In few threads:
+# malloc keeps for each as much as its largest text needed (13 MB for 120,000 characters).
 SHORT_TEXT = 4_000
+TEXT_THREADS = 2
 # Answers computed side by side until the engine has said how many.
 USUAL_CAPACITY = 16
 # What a request without max_tokens counts for in the queue, beside its prompt.
@@ -65,6 +68,7 @@ class Service:
         self.admission = Admission(self._capacity, queue)
         self.created = int(time.time())
         self.draining = False
+        self._text_threads = ThreadPoolExecutor(TEXT_THREADS, "text")
 
     @property
     def name(self) -> str:
@@ -125,12 +129,16 @@ class Service:
             )
             return Prompt(prompt.token_ids(self.tokenizer), prompt)
 
-        return work() if size < SHORT_TEXT else await asyncio.to_thread(work)
+        return await self._work(work, size)
 
     async def encode(self, text: str) -> Prompt:
-        if len(text) < SHORT_TEXT:
-            return Prompt(self.tokenizer.encode(text))
-        return Prompt(await asyncio.to_thread(self.tokenizer.encode, text))
+        return await self._work(lambda: Prompt(self.tokenizer.encode(text)), len(text))
+
+    async def _work(self, work: Callable[[], Prompt], size: int) -> Prompt:
+        """Do it here, or in a thread if there is much text."""
+        if size < SHORT_TEXT:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._text_threads, work)
 
     def constraint(self, conversation: Conversation, prompt: Prompt) -> Constraint | None:
         """What the conversation demands of the answer's form, as one grammar."""

@@ -89,10 +89,10 @@ class Stream:
     async def accepted(self) -> None:
         """Until the engine has the request. Raises RequestError if it cannot be served."""
         await self._send()
-        while not (self._call.is_accepted or self._call.error):
+        while not (self._call.is_accepted or self._call.error or self._is_over):
             await self._wait()
         if self._call.error is not None:
-            self._raise(self._call.error)
+            self._raise_error()
 
     def __aiter__(self) -> Stream:
         return self
@@ -104,7 +104,7 @@ class Stream:
             await self._send()
         while not call.pieces or self._is_over:
             if call.error is not None and not self._is_over:
-                self._raise(call.error)
+                self._raise_error()
             if not call.num_open or self._is_over:
                 raise StopAsyncIteration
             await self._wait()
@@ -150,9 +150,16 @@ class Stream:
             self._end()
             raise
 
-    def _raise(self, error: Exception) -> None:
+    def _raise_error(self) -> None:
+        """Raise the call's error, and hold on to it no longer: its traceback leads back to the call and its prompt,
+        and such a ring stays in memory until Python's rare full collection."""
         self._end()
-        raise error
+        error, self._call.error = self._call.error, None
+        assert error is not None
+        try:
+            raise error
+        finally:
+            del error
 
     def _end(self) -> None:
         if not self._is_over:

@@ -130,6 +130,8 @@ IMAGE = {"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/x.png"}}
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "schema is missing"),
         ({"response_format": {"type": "json_object"}, "guided_regex": "a"}, "asked for twice"),
         ({"guided_json": "{"}, "no JSON"),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "asks for choice and regex"),
+        ({"structured_outputs": {"structural_tag": "{}"}}, "structural_tag is not served"),
     ],
 )  # fmt: skip
 def test_refusals_name_the_field(body, words):

@@ -172,7 +172,12 @@ def _structured(body: Body) -> ResponseFormat:
     """vLLM's spelling, new and old."""
     wanted = dict(optional_object(body, "structured_outputs"))
     wanted |= {k: body[f"guided_{k}"] for k in ("json", "regex", "choice", "grammar") if body.get(f"guided_{k}")}
-    wanted = {key: value for key, value in wanted.items() if value}
+    known = ("json", "json_object", "regex", "grammar", "choice", "structural_tag")
+    wanted = {key: value for key, value in wanted.items() if key in known and value not in (None, False)}
+    if len(wanted) > 1:
+        raise RequestError(f"structured_outputs asks for {' and '.join(sorted(wanted))}; needed is one form")
+    if "structural_tag" in wanted:
+        raise RequestError("structured_outputs.structural_tag is not served; send a grammar")
     if "json" in wanted:
         schema = wanted["json"]
         if isinstance(schema, str):
