@@ -251,6 +251,12 @@ class Answer:
             sent = f"the cache of a request is {show_plain(best.placement.transfer_bytes, 'bytes')} on its way"
             sent += f", {show_plain(best.placement.transfer_s, 's')}"
             notes.append(sent + (f"; it is converted from {first} to {second}" if first != second else ""))
+        for _, role in self._named_roles():
+            spare = role.pool.chips_of(role.pool.count) - role.num_chips
+            if self.question.pool is None and spare > 0:
+                notes.append(
+                    f"{spare} of the {role.pool.name} would bring nothing here: the other pool is at its limit"
+                )
         for one in self.simulated:
             notes += one.notes
             notes += (f"{workers_text(one.plan)}: {line}" for line in one.disagreements())
