@@ -15,7 +15,7 @@ from importlib import resources
 from tiefsee.errors import ConfigError
 from tiefsee.plan.calibrate import all_samples, with_neighbours
 from tiefsee.plan.calibrated import Calibrated, read_kernels
-from tiefsee.plan.efficiency import Calibration, read_calibration
+from tiefsee.plan.efficiency import Calibration, calibration, read_calibration
 from tiefsee.plan.fit import infer_drafts
 from tiefsee.plan.samples import Sample
 
@@ -33,6 +33,8 @@ def calibrated_without(without: frozenset[str]) -> Calibrated:
 def fold(without: frozenset[str]) -> Calibration:
     """The efficiencies that were fitted without some families; those that none of the samples is of change nothing."""
     known = {sample.family for sample in _samples()}
+    if not without & known:
+        return calibration()  # what is left out was not fitted on
     name = fold_name(without & known)
     path = resources.files(__package__).joinpath(f"data/folds/{name}.toml")
     if not path.is_file():
