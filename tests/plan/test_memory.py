@@ -118,7 +118,9 @@ def test_what_is_admitted_fits_while_requests_come_and_go(isl, osl):
 def test_too_large_a_model_is_refused_with_bytes_and_a_way_out():
     """DeepSeek-V3 in FP8 never fitted one node of 8 x 80 GB."""
     w = worker(chip="h100")
-    with pytest.raises(OutOfMemory, match=r"on 8 x h100: weights take 85\.1 GB.*GB short\. 16 such cards would hold it"):
+    with pytest.raises(
+        OutOfMemory, match=r"on 8 x h100: weights take 85\.1 GB.*GB short\. 16 such cards would hold it"
+    ):
         check_fits(w, worker_memory(w, isl=4096), 4096, 1024)
 
 

@@ -140,7 +140,9 @@ def test_drafts_and_prefix_hits_help():
 
 
 def test_a_missed_tpot_says_by_how_much_and_with_which_layout():
-    with pytest.raises(ConfigError, match=r"deepseek_v3 on h200:8: .*8 h200\) with 1 request .*TPOT of .* ms over the 1 ms"):
+    with pytest.raises(
+        ConfigError, match=r"deepseek_v3 on h200:8: .*8 h200\) with 1 request .*TPOT of .* ms over the 1 ms"
+    ):
         best("h200", 8, Slo(0.001, 5.0))
 
 
