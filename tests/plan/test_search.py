@@ -14,8 +14,8 @@ from tests.plan.pools import pool, workload
 from tiefsee.errors import ConfigError, OutOfMemory
 from tiefsee.plan.search import Demand, Placement, Question, Slo, search
 from tiefsee.plan.search.fill import fill
-from tiefsee.plan.search.find import Side
 from tiefsee.plan.search.misses import Misses
+from tiefsee.plan.search.sides import Side
 
 SLO = Slo(0.05, 5.0)
 LOAD = workload()

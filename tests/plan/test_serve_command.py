@@ -18,7 +18,7 @@ from tiefsee.plan.search.corrected import Corrector, steady
 from tiefsee.plan.search.predicted import predicted
 
 KERNEL = Kernel(0.15, 0.1, 0.05, (0.8,) * 7, (2.0,) * 7)
-NOTHING = Neighbours(KERNEL, (), ())
+NOTHING = Neighbours(KERNEL, (), (), ())
 CALIBRATED = Calibrated(BASE, NOTHING, NOTHING, NOTHING)
 V3 = ["--model", "deepseek-ai/DeepSeek-V3", "--isl", "4096", "--osl", "1024", "--tpot-ms", "50", "--ttft-ms", "2000"]
 
@@ -73,7 +73,7 @@ def test_two_pools_with_a_format_each_against_either_alone():
 
 
 def test_the_table_is_readable(run):
-    text = run("--chips", "h200:16", "--top", "3")
+    text = run("--chips", "h200:8", "--top", "2")
     for words in (
         "Serving",
         "TPOT within 50",
@@ -118,7 +118,7 @@ def test_what_was_measured_nearby_moves_the_search():
         )  # fmt: skip
 
     situations = tuple(run_of("h200", mode, 2.0**n) for mode in ("agg", "disagg") for n in range(8))
-    slow = Neighbours(KERNEL, situations, (0.3,) * len(situations))
+    slow = Neighbours(KERNEL, situations, (0.3,) * len(situations), (0.05,) * len(situations))
     moved = Calibrated(BASE, slow, NOTHING, NOTHING)
     fast, slower = (answer("--chips", "h200:16", "--no-simulate", calibrated=c) for c in (CALIBRATED, moved))
     assert slower.best.served.tpot_s <= 0.05 * 1.001

@@ -4,13 +4,18 @@ goal.py         the workload, its service levels, the pools, what is to be made 
 layouts.py      every legal layout of a worker
 placement.py   workers of one or two kinds, and a plan: what they serve under a load
 fill.py         how much load a deployment takes
+question.py     what is asked, what is handed back
+sides.py        what the layouts of one pool can do alone
 find.py         all deployments of one pool, or of a pool that prefills and one that decodes
+pairs.py        the disaggregated ones
+corrected.py    figures moved to what was measured · predicted.py: figures with ranges · answer.py: a document
 misses.py       why nothing serves
 """
 
-from tiefsee.plan.search.find import Found, Question, search
+from tiefsee.plan.search.find import search
 from tiefsee.plan.search.goal import GOALS, Demand, Goal, Pool, Slo, Workload, make_pool
 from tiefsee.plan.search.placement import Correct, Placement, Plan, Role
+from tiefsee.plan.search.question import Found, Question
 
 __all__ = [
     "GOALS",

@@ -28,8 +28,8 @@ from tiefsee.plan.report import (
     show_plain,
 )
 from tiefsee.plan.report.roofline import roofline
-from tiefsee.plan.search.find import Found, Question
 from tiefsee.plan.search.placement import Plan, Role
+from tiefsee.plan.search.question import Found, Question
 from tiefsee.plan.simulate.result import Simulated
 
 LIMITS = {

@@ -81,7 +81,7 @@ class _Mean:
         same = np.where(self._kinds == own, 1.0, np.array(kernel.differs)).prod(axis=1)
         squares = ((self._places - np.array(situation.place)) / np.array(kernel.lengths)) ** 2
         when, load = np.exp(-squares[:, -1] / 2), np.exp(-squares[:, :-1].sum(axis=1) / 2)
-        return float((same * when * (kernel.wide**2 + kernel.local**2 * load)) @ self.neighbours._solved[0])
+        return float((same * when * (kernel.wide**2 + kernel.local**2 * load)) @ self.neighbours._solved[1])
 
     @cached_property
     def _codes(self) -> list[dict[Any, int]]:

@@ -102,9 +102,13 @@ class Placement:
         return min(role.pool.efficiency.far for role in self.roles)
 
     def serve(self, concurrency: float) -> Served:
-        prefill_e = None if self.prefill is None else self.prefill.pool.efficiency
-        served = self.workers.serve(self.workload.load(concurrency), self.decode.pool.efficiency, prefill_e)
+        served = self.modelled(concurrency)
         return served if self.correct is None else self.correct(self, concurrency, served)
+
+    def modelled(self, concurrency: float) -> Served:
+        """Before it is moved to what was measured."""
+        prefill_e = None if self.prefill is None else self.prefill.pool.efficiency
+        return self.workers.serve(self.workload.load(concurrency), self.decode.pool.efficiency, prefill_e)
 
     def broken(self, served: Served, slo: Slo) -> tuple[Limit, float] | None:
         """The limit that is exceeded most, and by which factor; None if all hold."""

@@ -92,7 +92,9 @@ class Simulated:
         """Where this and the closed form are more than 15 % apart; of a closed loop, which is what that describes."""
         if not self.closed:
             return ()
-        served = self.plan.placement.serve(self.concurrency)
+        plan = self.plan
+        planned = self.concurrency == plan.concurrency
+        served = plan.served if planned else plan.placement.serve(self.concurrency)
         pairs = (
             ("tokens/s", self.requests_per_s, served.requests_per_s),
             ("TPOT", self.tpot.mean, served.tpot_s),

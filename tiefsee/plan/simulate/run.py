@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from tiefsee.errors import ConfigError
 from tiefsee.plan.search.goal import Slo
-from tiefsee.plan.search.placement import Placement, Plan
+from tiefsee.plan.search.placement import Placement, Plan, Role
 from tiefsee.plan.simulate.lane import Lane, make_lane
 from tiefsee.plan.simulate.result import Life, Simulated, percentiles
 from tiefsee.plan.simulate.traffic import Ask, Closed, Lengths, Source, poisson, prompt_of
@@ -23,8 +23,8 @@ from tiefsee.schedule import Request
 # but at least three for each client: one to fill up, one to measure, one to run out.
 NUM_REQUESTS = 1000
 MOST_LANES = 8
-# Tokens of single requests that a scheduler is asked for, at most: about 2 s of this program's time.
-_MOST_ENTRIES = 250_000
+# Entries that a decode pool's scheduler is asked for in a simulation, about: one second of this program's time.
+_MOST_ENTRIES = 120_000
 # Steps that a decode pool may take at once all the same, as a share of an answer's.
 _GRAIN = 0.01
 # Lighter loads that are tried until the levels are kept.
@@ -188,25 +188,26 @@ def _all_lanes(plan: Plan) -> Lanes:
 
 
 def _make_lanes(plan: Plan, lanes: Lanes, source: Source, seed: int) -> tuple[list[Lane], list[Lane]]:
+    """(where prompts go, where answers are decoded). Steps take what the model says, moved to what was measured nearby
+    as the plan's own times are."""
     placement, workload = plan.placement, plan.placement.workload
     longest = source.longest_tokens
     prefixes = workload.cache_hit > 0 or source.has_prefixes
+    modelled = placement.modelled(plan.concurrency)
+    decoding, prefilling = modelled.tpot_s / plan.served.tpot_s, modelled.ttft_s / plan.served.ttft_s
+
+    def lane(role: Role, number: int, kind: str, speed: float, grain: int = 1) -> Lane:
+        return make_lane(
+            role, workload, longest, seed + number, kind=kind, prefixes=prefixes, speed=speed, grain=grain
+        )  # fmt: skip
+
     if placement.prefill is None:
-        both = [
-            make_lane(placement.decode, workload, longest, seed + n, kind="both", prefixes=prefixes)
-            for n in range(lanes.second)
-        ]
+        both = [lane(placement.decode, n, "both", decoding) for n in range(lanes.second)]
         return both, both
-    front = [
-        make_lane(placement.prefill, workload, longest, seed + n, kind="prefill", prefixes=prefixes, speed=lanes.speed)
-        for n in range(lanes.first)
-    ]
     steps = workload.osl / (1 + workload.mtp_acceptance)
     grain = max(1, min(math.ceil(source.num_requests * steps / _MOST_ENTRIES), round(steps * _GRAIN)))
-    back = [
-        make_lane(placement.decode, workload, longest, seed + 100 + n, kind="decode", prefixes=False, grain=grain)
-        for n in range(lanes.second)
-    ]
+    front = [lane(placement.prefill, n, "prefill", lanes.speed * prefilling) for n in range(lanes.first)]
+    back = [lane(placement.decode, 100 + n, "decode", decoding, grain) for n in range(lanes.second)]
     return front, back
 
 
