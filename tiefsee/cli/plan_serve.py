@@ -92,7 +92,7 @@ def answer(options: argparse.Namespace, calibrated: Calibrated) -> Answer:
 def question_of(options: argparse.Namespace, calibrated: Calibrated) -> tuple[str, Question]:
     """(the model's name, the question). Raises ConfigError, ModelNotFound."""
     from tiefsee.cli.inspect import open_spec
-    from tiefsee.plan.predict import _drafts
+    from tiefsee.plan.predictor import _drafts
     from tiefsee.plan.search import Demand, Goal, Question, Slo, Workload
     from tiefsee.plan.search.corrected import Corrector
 
