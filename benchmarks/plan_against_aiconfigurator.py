@@ -242,7 +242,7 @@ def estimate_all(path: Path) -> None:
 
 def our_estimate(cell: dict[str, Any]) -> dict[str, Any]:
     from tiefsee.errors import TiefseeError
-    from tiefsee.plan.predict import predict
+    from tiefsee.plan.predictor import predict
 
     layout = {"tp": cell["tp"], "dp": cell["dp"], "ep": cell["ep"], "pp": 1, "moe_tp": cell["moe_tp"]}
     try:

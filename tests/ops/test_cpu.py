@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -140,3 +141,12 @@ def test_without_compiled_kernels_torch_computes_and_says_so(monkeypatch):
         stacks = [values(3, 45, 96), values(3, 96, 45, scale=0.2), values(3, 45, 96)]
         counts = torch.tensor([2, 0, 0])
         assert_near(ops.each_expert(x, counts, *stacks, None), reference.expert_loop(x, counts, *stacks, None))
+
+
+def test_a_processor_without_the_instructions_is_told(monkeypatch):
+    monkeypatch.setattr(native, "load", lambda: native.Products(SimpleNamespace(tiefsee_best=lambda: 0)))
+    ops = CpuOperators()
+    assert "no AVX512-BF16" in ops.notes[0]
+    with torch.inference_mode():
+        x, weight = values(2, 96), values(80, 96, seed=1)
+        assert_near(ops.linear(x, weight), reference.linear(x, weight))

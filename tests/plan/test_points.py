@@ -142,6 +142,7 @@ def test_the_documentation_is_the_format():
         ('model = "r1"', 'model = "qwen3"', "no preset named 'qwen3'"),
         ('precision = "fp8"', 'precision = "fp7"', "precision is 'fp7'"),
         ('stack = "sglang"', 'stack = "sglan"', "is sglang meant?"),
+        ('precision = "fp8"', 'precision = "fp8"\nkv_precision = "fp2"', "the cache's format is 'fp2'"),
         ("num_chips = 16", "num_chips = 24", "num_chips is 24"),
         ("num_chips = 16", "num_chips = true", "needed is a whole number"),
         ("ep = 16", "ep = 32", "does not divide"),

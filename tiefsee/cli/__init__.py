@@ -1,6 +1,6 @@
-"""`tiefsee run, chat, serve, inspect, chips, check, bench, train`: arguments in, one exit status out.
+"""`tiefsee run, chat, serve, inspect, chips, plan, check, bench, train`: arguments in, one exit status out.
 
-Each command lives in a file of its own and is imported when it is called, so that `inspect`, `chips`
+Each command lives in a file of its own and is imported when it is called, so that `inspect`, `chips`, `plan`
 and `check plan` never import torch. An error of ours is one line on stderr and status 1; Ctrl-C is status 130.
 """
 
@@ -48,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_chat(commands.add_parser("chat", help="hold a conversation in the terminal"))
     _add_inspect(commands.add_parser("inspect", help="what a model is, and what fits here (no torch needed)"))
     _add_chips(commands.add_parser("chips", help="accelerators and their figures: list, show, compare, measure"))
+    _add_plan(commands.add_parser("plan", help="what serving or training would take, with ranges (no torch needed)"))
     _add_serve(commands.add_parser("serve", help="serve a model over HTTP (OpenAI, Anthropic)"))
     _add_bench(commands.add_parser("bench", help="load on a server, and what came of it"))
     _add_train(commands.add_parser("train", help="prepare data, pretrain"))
@@ -122,6 +123,20 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     pretrain.add_argument("--seed", type=int, default=0)
     pretrain.add_argument("--save-every", type=int, default=250)
     pretrain.set_defaults(handler=_later("train", "run_pretrain"))
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    from tiefsee.cli import plan_identify, plan_serve, plan_train
+
+    steps = parser.add_subparsers(dest="plan_command", metavar="QUESTION", required=True)
+    for name, module, text in (
+        ("serve", plan_serve, "which layout serves a model best on so many chips"),
+        ("train", plan_train, "what pretraining would take on a cluster"),
+        ("identify", plan_identify, "what hardware is behind an endpoint"),
+    ):
+        question = steps.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. See docs/plan.md.")
+        module.add_options(question)
+        question.set_defaults(handler=_later(f"plan_{name}"))
 
 
 def _add_check(parser: argparse.ArgumentParser) -> None:

@@ -121,7 +121,7 @@ def answer(options: argparse.Namespace, calibrated: Calibrated) -> Answer:
 def workload_of(options: argparse.Namespace) -> tuple[str, Workload, Slo]:
     """(the model's name, the workload, its levels). Raises ConfigError, ModelNotFound."""
     from tiefsee.cli.inspect import open_spec
-    from tiefsee.plan.predict import _drafts
+    from tiefsee.plan.predictor import _drafts
     from tiefsee.plan.search import Slo, Workload
 
     name, spec = open_spec(options.model)

@@ -38,6 +38,10 @@ NOT_BUILT = (
     "torch computes everything, about a fifth slower; install a compiler and then tiefsee again"
 )
 
+NOT_FOR_THIS_PROCESSOR = (
+    "this processor has no AVX512-BF16, which the CPU kernels need; torch computes everything, about a fifth slower"
+)
+
 
 class CpuOperators(Operators):
     name = "cpu"
@@ -45,8 +49,9 @@ class CpuOperators(Operators):
     def __init__(self) -> None:
         keep_freed_memory()
         found = native.load()
-        self.notes = () if found is not None else (NOT_BUILT,)
         self._native = found if found is not None and found.way else None
+        if self._native is None:
+            self.notes = (NOT_BUILT if found is None else NOT_FOR_THIS_PROCESSOR,)
 
     @staticmethod
     def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

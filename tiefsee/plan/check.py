@@ -17,7 +17,7 @@ from tiefsee.plan.measured import read_measured, shipped_runs
 from tiefsee.plan.naive import fit_naive
 from tiefsee.plan.points import Point
 from tiefsee.plan.points_file import read_points, shipped_points
-from tiefsee.plan.predict import predict
+from tiefsee.plan.predictor import predict
 from tiefsee.plan.validate import Fit, Fold, by_chip, by_family
 
 INTRODUCTION = """

@@ -15,6 +15,7 @@ from functools import cache
 from importlib import resources
 
 from tiefsee.errors import ConfigError
+from tiefsee.plan.points import STACKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +98,15 @@ class Calibration:
     def of(self, vendor: str, stack: str | None = None, date: str | None = None) -> Efficiency:
         """The efficiencies of a vendor's chips under a stack; None is the middle of all stacks, as of the reference.
 
-        Raises ConfigError for a stack that is not known, or a date that is none.
+        So is a stack of docs/points.md that nothing was measured of. Raises ConfigError for any other, and for a date
+        that is none.
         """
         found = self.base.changed(self.vendors.get(vendor, {}))
         if stack is None:
             return found
-        known = self.stacks.get(stack)
-        if known is None:
-            raise ConfigError(f"stack is {stack!r}; known are {', '.join(sorted(self.stacks))} (docs/plan.md)")
+        known = self.stacks.get(stack, Stack())
+        if stack not in self.stacks and stack not in STACKS:
+            raise ConfigError(f"stack is {stack!r}; known are {', '.join(sorted({*STACKS, *self.stacks}))}")
         shrink = math.exp(-known.improvement_per_year * self.years(date))
         return found.changed(known.factors).changed(dict.fromkeys(OVERHEADS, shrink))
 
@@ -113,10 +115,15 @@ class Calibration:
         if not date:
             return 0.0
         try:
-            days = (datetime.date.fromisoformat(date) - datetime.date.fromisoformat(self.reference)).days
+            days = (datetime.date.fromisoformat(full_date(date)) - datetime.date.fromisoformat(self.reference)).days
         except ValueError:
-            raise ConfigError(f"date is {date!r}; needed is YYYY-MM-DD") from None
+            raise ConfigError(f"date is {date!r}; needed is YYYY-MM-DD, YYYY-MM or YYYY") from None
         return max(-1.0, min(1.0, days / 365))
+
+
+def full_date(date: str) -> str:
+    """2025-02 -> 2025-02-15: the middle of what was said."""
+    return {4: f"{date}-07-01", 7: f"{date}-15"}.get(len(date), date)
 
 
 def read_calibration(text: str) -> Calibration:

@@ -20,6 +20,7 @@ from tiefsee.errors import ConfigError
 from tiefsee.hardware import Chip, find_chip
 from tiefsee.plan.cases import Case
 from tiefsee.plan.estimate import Estimate
+from tiefsee.plan.fit import ACCEPTED
 from tiefsee.plan.formats import compute_format, formats_of
 from tiefsee.plan.models import find_spec
 from tiefsee.spec import ModelSpec
@@ -98,9 +99,13 @@ def _serve(q: Mapping[str, Any]) -> dict[str, float]:
     if not requests:
         raise ConfigError("batch is missing; needed are the requests on all chips together")
     each = max(1.0, requests / (decode.replicas * decode.groups))
-    tokens = each * (1 + (q.get("mtp_drafts") or 0))
+    drafts = q.get("mtp_drafts") or 0
+    accepted = q.get("mtp_acceptance", 0.0)
+    if accepted is None:  # nobody says: what drafts bring elsewhere
+        accepted = ACCEPTED.get(drafts, 0.0)
+    tokens = each * (1 + drafts)
     work = Work(tokens, each, isl + osl / 2, decode=True, expert_tokens=tokens * decode.groups, num_logits=tokens)
-    tpot_s = decode.step_s(spec, work) / (1 + (q.get("mtp_acceptance") or 0.0))
+    tpot_s = decode.step_s(spec, work) / (1 + accepted)
     if q["kind"] == "decode":
         return {"tpot_s": tpot_s, "tokens_per_s_per_chip": requests / tpot_s / decode.num_chips}
     if not disagg:  # the others' prompts stop decoding

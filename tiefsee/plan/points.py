@@ -188,7 +188,7 @@ class Point:
         return self.isl + (self.osl or 0) / 2
 
     def predict_arguments(self) -> dict[str, Any]:
-        """The keywords of `tiefsee.plan.predict` that ask for this point, and more that it may take."""
+        """The keywords of `tiefsee.plan.predictor` that ask for this point, and more that it may take."""
         training = self.kind == "train"
         isl, osl = (self.isl, self.osl) if self.isl is not None else (self.context, None)
         batch = self.batch

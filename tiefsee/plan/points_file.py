@@ -149,7 +149,7 @@ def _check_names(point: Point, where: str) -> None:
                 find_chip(chip)
         for precision in [point.precision, *(role.precision for role in roles)]:
             if precision:
-                formats_of(precision)
+                formats_of(precision, point.kv_precision)
     except (ConfigError, ModelNotFound) as error:
         raise ConfigError(f"{where}: {error}") from None
 

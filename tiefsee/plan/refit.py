@@ -53,7 +53,7 @@ def fold(without: frozenset[str]) -> Calibration:
     """The efficiencies that were fitted without some families; those that none of the samples is of change nothing."""
     known = {sample.family for sample in _samples()}
     if not without & known:
-        return calibration()
+        return calibration()  # what is left out was not fitted on
     name = fold_name(without & known)
     path = resources.files(__package__).joinpath(f"data/folds/{name}.toml")
     if not path.is_file():

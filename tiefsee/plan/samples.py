@@ -10,7 +10,7 @@ from functools import lru_cache
 from tiefsee.errors import ConfigError
 from tiefsee.hardware import find_chip
 from tiefsee.plan.deployment import LAYOUT_KEYS, OVERLAPPING_STACKS, Deployment, make_worker
-from tiefsee.plan.efficiency import Efficiency
+from tiefsee.plan.efficiency import Efficiency, full_date
 from tiefsee.plan.measured import LENGTH_SHARE, Run, Sizes
 from tiefsee.plan.models import find_spec
 from tiefsee.plan.neighbours import Situation
@@ -151,11 +151,6 @@ def _seconds(point: Point, requests: float) -> float:
     if point.kind == "prefill":
         return 1 / point.value
     return requests / (point.value * point.num_chips)
-
-
-def full_date(date: str) -> str:
-    """2025-02 -> 2025-02-15: the middle of what was said."""
-    return {4: f"{date}-07-01", 7: f"{date}-15"}.get(len(date), date)
 
 
 def samples_of_points(points: Iterable[Point], years: Callable[[str], float]) -> tuple[list[Sample], list[str]]:

@@ -132,7 +132,7 @@ def predictor_of(spec: ModelSpec, spread: Mapping[Quantity, float] = UNFITTED) -
 
 
 def predictor_from(predict: Callable[..., Any], spec: ModelSpec) -> Predictor:
-    """What `tiefsee.plan.predict` says, with its own ranges."""
+    """What `tiefsee.plan.predictor` says, with its own ranges."""
 
     def guess(h: Hypothesis, row: Row) -> Guess:
         found = predict(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tiefsee.plan.calibrated import Calibrated
-from tiefsee.plan.predict import predict
+from tiefsee.plan.predictor import predict
 from tiefsee.plan.prediction import Prediction
 from tiefsee.plan.search.placement import Plan, Role
 
