@@ -20,6 +20,6 @@ def network_fingerprint(network: Network) -> str:
     for name, parameter in sorted(network.named_parameters()):
         digest.update(f"{name} {tuple(parameter.shape)}\n".encode())
         values = parameter.detach().flatten()
-        values = values[:: max(1, len(values) // SAMPLES)].to(torch.bfloat16).cpu()
+        values = values[:: max(1, len(values) // SAMPLES)].to(torch.bfloat16).cpu().contiguous()
         digest.update(values.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
