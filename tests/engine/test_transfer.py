@@ -417,15 +417,15 @@ def test_text_stop_strings_and_constraints_go_on():
     tokens = LLM.on(here).encode("Once upon a time")
     for sampling in samplings:
         needed = LLM.on(here).generate(tokens, sampling)
-        pieces = []
-        (first,) = here.add(tokens, sampling, lambda index, delta: pieces.append(delta.text))
+        told = []
+        (first,) = here.add(tokens, sampling, lambda index, delta, told=told: told.append(delta.text))
         for _ in range(6):
             here.step()
         heard = []
         second = move(here, first, there, heard)
         finish(there)
         assert (tuple(second.token_ids), second.text) == (needed.token_ids, needed.text)
-        assert "".join([*pieces, *(d.text for d in heard)]) == needed.text
+        assert "".join([*told, *(d.text for d in heard)]) == needed.text
 
 
 def test_the_fingerprint_is_of_the_weights(tmp_path, networks):
@@ -455,7 +455,7 @@ def test_two_async_engines(networks):
     async def scenario():
         async with Engine(engine(one)) as here, Engine(engine(other)) as there:
             stream = here.generate(prompt(300), SAMPLED, name="a")
-            tokens = [t for t in (await anext(stream))[1].token_ids]
+            tokens = list((await anext(stream))[1].token_ids)
             moved = await here.export("a")
             with pytest.raises(MoveMismatch):
                 await there.admit(Moved(replace(moved.header, model="x"), moved.rows))

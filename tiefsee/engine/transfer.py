@@ -75,7 +75,7 @@ def _gather(core: EngineCore, request: Request) -> tuple[tuple[MovedStream, ...]
     cache, count = core.runner.cache, request.num_committed_tokens
     found: list[tuple[MovedStream, Stored]] = []
     if count:
-        for name, pool in cache.pools.items():
+        for pool in cache.pools.values():
             entries = range(count // pool.stream.ratio)
             slots = [request.block_table[e // pool.rows_per_block] * pool.rows_per_block + e % pool.rows_per_block
                      for e in entries]  # fmt: skip
