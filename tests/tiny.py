@@ -77,7 +77,8 @@ def tiny_llm(network: Network, tokenizer: Any = None, **options: Any) -> LLM:
     """An `LLM` on a network that was not loaded from disk; a context of 1,024 unless told otherwise."""
     options = {"max_context": 1024, "max_draft": 0, **options}
     config = EngineConfig(**options)
-    plan, max_context = plan_memory(network.spec, config, config.cache_dtype or "float32", 4e9)
+    dtype = config.cache_dtype or str(network.norm.weight.dtype).removeprefix("torch.")
+    plan, max_context = plan_memory(network.spec, config, dtype, 4e9, network.ops.layout)
     return LLM.on(EngineCore(network, plan, max_context, config, tokenizer))
 
 

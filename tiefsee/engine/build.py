@@ -36,7 +36,8 @@ def build_core(
     check_memory(spec, format, chosen, torch_device, ops.free_bytes(torch_device))
     network, report = load(files, spec, torch_device, ops, chosen, format, progress)
     config = resolve_config(config, spec, report)
-    plan, max_context = plan_memory(spec, config, config.cache_dtype or chosen, ops.free_bytes(torch_device))
+    free = ops.free_bytes(torch_device)
+    plan, max_context = plan_memory(spec, config, config.cache_dtype or chosen, free, ops.layout)
     tokenizer = None
     if (files.folder / "tokenizer.json").is_file():
         tokenizer = Tokenizer.from_folder(files.folder, files.config, files.generation_config)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tiefsee.errors import DeviceError
+from tiefsee.layouts import ROWS, Layout
 from tiefsee.ops import reference
 from tiefsee.ops.weight import Weight
 
@@ -19,6 +20,7 @@ class Operators:
     """The definition of every operator, in plain torch, for any device that torch knows."""
 
     name = "reference"
+    layout: Layout = ROWS  # how the operators of this backend want cached rows stored
     notes: tuple[str, ...] = ()  # what a user should know of this backend on this machine
 
     linear = staticmethod(reference.linear)
