@@ -2,7 +2,7 @@
 
 Nothing is written down by hand that the wheel can tell: which `acl*` and `Hccl*` symbols it leaves undefined, which
 libraries it names, and which `aclnn*` calls its code contains. Every function that runtime.c and hccl.c do not define
-becomes one that returns 0; every aclnn call becomes a trampoline into opapi.c. Built once per wheel into a cache folder.
+becomes one that returns 0; every aclnn call becomes a trampoline into opapi.c. Built once per wheel into a cache.
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ def undefined_symbols(binaries: Iterable[Path]) -> list[str]:
 def _build_runtime(folder: Path, binaries: list[Path]) -> None:
     """libascendcl with everything in it; the other libraries are empty and depend on it."""
     written = [SOURCES / "runtime.c", SOURCES / "hccl.c"]
-    defined = {m for file in written for m in re.findall(r"^EXPORT [\w \*]*?\*?(\w+)\(", file.read_text(), re.MULTILINE)}
+    defined = {
+        m for file in written for m in re.findall(r"^EXPORT [\w \*]*?\*?(\w+)\(", file.read_text(), re.MULTILINE)
+    }
     stubs = folder / "stubs.c"
     names = (s for s in undefined_symbols(binaries) if s not in defined)
     stubs.write_text("".join(f"int {name}(void) {{ return 0; }}\n" for name in names))

@@ -69,7 +69,9 @@ class Emulator:
         name = self.names[index]
         try:
             if name not in OPERATORS:
-                return self._fail(NOT_THERE, f"aclnn{name} is not emulated; it was called with {guess(integers, stack)}")
+                return self._fail(
+                    NOT_THERE, f"aclnn{name} is not emulated; it was called with {guess(integers, stack)}"
+                )
             arguments, executor_at = OPERATORS[name][1].read(integers, floats, stack)
             executor, self._next_executor = self._next_executor, self._next_executor + 1
             self._planned[executor] = Call(name, arguments)

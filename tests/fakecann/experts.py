@@ -95,7 +95,7 @@ def _(
     require(drop_pad == 0 and quant_mode == -1, "only dropless routing without quantisation is emulated")
     require(active in (-1, 0, experts.numel()), f"active_num {active}; all {experts.numel()} rows")
     require(expert_range in ([], [0, num_experts]), "only the whole range of experts is emulated")
-    require(0 <= int(experts.min()) and int(experts.max()) < num_experts, "an expert is out of range")
+    require(int(experts.min()) >= 0 and int(experts.max()) < num_experts, "an expert is out of range")
     require(row_type == 0 and with_counts and count_type == 1, "gather indices and counts are emulated")
     require(scale is None and offset is None, "scales belong to quantisation")
     flat = experts.flatten().long()

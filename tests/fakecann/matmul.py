@@ -62,7 +62,9 @@ def _(
     require(all(t is None for t in (y_scale, x_offset, weight_offset, y_offset, bias)), "offsets, bias: not emulated")
     require(weight_scale.dim() == 1, "scale has one dim")
     if out.dtype == torch.bfloat16:
-        require(weight_scale.dtype in (torch.float32, torch.bfloat16), f"scale is {weight_scale.dtype} for BF16 results")
+        require(
+            weight_scale.dtype in (torch.float32, torch.bfloat16), f"scale is {weight_scale.dtype} for BF16 results"
+        )
     else:
         require(out.dtype == torch.float16 and weight_scale.dtype == torch.float32, "FP16 results need a float32 scale")
     require(x_scale is not None and x_scale.dtype == torch.float32, "pertoken_scale is float32")
@@ -79,11 +81,15 @@ def _(
 ):  # fmt: skip
     require(len(xs) == len(weights) == len(outs) == 1, "one tensor of rows, one of weights, one of results")
     (x,), (weight,), (out,) = xs, weights, outs
-    require(x.dim() == 2 and weight.dim() == 3 and split_item in (2, 3), "x [N, K], weight [E, K, O], split_item 2 or 3")
+    require(
+        x.dim() == 2 and weight.dim() == 3 and split_item in (2, 3), "x [N, K], weight [E, K, O], split_item 2 or 3"
+    )
     require(group_type == BY_ROWS and group_list_type in (0, 1), "groups of rows; group_list_type 0 or 1")
     require(x.is_contiguous(), "x must not be transposed")
     require(weight.is_contiguous() or weight.transpose(1, 2).is_contiguous(), "weight is whole, or its transpose is")
-    require(groups is not None and groups.dtype == torch.int64 and len(groups) == len(weight), "group_list is int64 [E]")
+    require(
+        groups is not None and groups.dtype == torch.int64 and len(groups) == len(weight), "group_list is int64 [E]"
+    )
     require(1 < len(groups) <= 1024, f"{len(groups)} groups; 2 to 1,024")
     require(act_type == 0 and not bias and not antiquant_scale, "activation, bias, pseudo-quantisation: not emulated")
     counts = groups if group_list_type == 1 else groups.diff(prepend=groups.new_zeros(1))

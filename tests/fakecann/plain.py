@@ -297,7 +297,7 @@ def _(base: T, x: T, other: T, beta: Scalar, alpha: Scalar, out: T, cube_math: I
     out.copy_(torch.addmm(base, x, other, beta=beta, alpha=alpha))
 
 
-# --------------------------------------------------------------------------------------------------- indexes and sorting
+# -------------------------------------------------------------------------------------------------- indexes and sorting
 
 
 @operator("Topk")
@@ -404,6 +404,13 @@ def _(x: T, out: T):
     found = torch.nonzero(x)
     out.view(-1)[: found.numel()].copy_(found.flatten())
     out.handle.dims[0] = len(found)
+
+
+@operator("NonzeroV2")
+def _(x: T, out: T):
+    found = torch.nonzero(x).T.contiguous()
+    out.view(-1)[: found.numel()].copy_(found.flatten())
+    out.handle.dims[1] = found.shape[1]
 
 
 @operator("MaskedSelect")

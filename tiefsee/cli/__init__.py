@@ -117,9 +117,13 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    group.add_argument("--device", default="cpu", help="cpu, cuda or npu (default: cpu)")
     group.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 (default: the checkpoint's)")
-    group.add_argument("--format", default="keep", help="keep (default), bf16, fp16, fp32 or int8 weights")
+    group.add_argument(
+        "--format",
+        default="auto",
+        help="weights: auto (as published, if it can), keep, bf16, fp16, fp32 or int8",
+    )
     group.add_argument("--max-context", type=int, help="tokens of prompt and answer together")
     group.add_argument("--max-draft", type=int, help="most MTP drafts per step; 0 switches them off")
     group.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch")

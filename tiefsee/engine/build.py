@@ -33,6 +33,7 @@ def build_core(
     spec = model_spec(files.config)
     chosen = resolve_dtype(dtype, spec)
     ops = operators_for(torch_device)
+    format, converted = ops.resolve_format(format, spec)
     check_memory(spec, format, chosen, torch_device, ops.free_bytes(torch_device))
     network, report = load(files, spec, torch_device, ops, chosen, format, progress)
     config = resolve_config(config, spec, report)
@@ -42,7 +43,7 @@ def build_core(
     if (files.folder / "tokenizer.json").is_file():
         tokenizer = Tokenizer.from_folder(files.folder, files.config, files.generation_config)
     core = EngineCore(network, plan, max_context, config, tokenizer, files.generation_config, files.folder)
-    core.notes = [*ops.notes, *notes(spec, report)]
+    core.notes = [*filter(None, [converted]), *ops.remarks(spec, DTYPES[chosen]), *notes(spec, report)]
     return core
 
 

@@ -32,7 +32,7 @@ class LLM:
     """
 
     def __init__(
-        self, model: str | Path, *, device: str = "cpu", dtype: str = "auto", format: str = "keep",
+        self, model: str | Path, *, device: str = "cpu", dtype: str = "auto", format: str = "auto",
         progress: bool = False, **options: Any,
     ) -> None:  # fmt: skip
         unknown = set(options) - set(EngineConfig.__dataclass_fields__)

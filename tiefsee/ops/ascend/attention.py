@@ -1,0 +1,176 @@
+"""Latent attention (MLA) by npu_fused_infer_attention_score_v2 and npu_sparse_flash_attention.
+
+Segments of a step go four ways:
+
+    picks (V3.2)             absorbed, chosen rows of the pages        npu_sparse_flash_attention
+    up to 16 queries         absorbed, all rows of the pages           npu_fused_infer_attention_score_v2, D = 512
+    .. that begin late       absorbed, rows gathered first (MTP: pages hold rows from `origin` on)
+    more queries             expanded, keys and values for each head   npu_fused_infer_attention_score_v2, D = 128
+
+All in layout TND: packed tokens, ends of the requests as running sums on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from tiefsee.ops import reference
+from tiefsee.ops.ascend import rules
+from tiefsee.ops.view import CacheView, PagedHistory, Segment
+
+RIGHT_DOWN_CAUSAL = 3  # sparse_mode: query i of a request sees its keys up to i + keys - queries
+MASK_WIDTH = 2048  # of the mask that this mode wants, whatever the lengths
+LAYOUT = "apart"
+
+
+class LatentAttentionCall:
+    """One layer's attention of one step: weights taken apart, and the ways above."""
+
+    def __init__(
+        self, query_nope_THN: Tensor, query_rope_THR: Tensor, weight_HOC: Tensor, value_dim: int, view: CacheView,
+        layer: int, scale: float, mask: Tensor,
+    ) -> None:  # fmt: skip
+        self.query_nope_THN, self.query_rope_THR = query_nope_THN, query_rope_THR
+        self.key_HNC, self.value_HVC = weight_HOC.split((query_nope_THN.shape[2], value_dim), dim=1)
+        self.view, self.layer, self.mask = view, layer, mask
+        self.options = {
+            "num_query_heads": query_nope_THN.shape[1], "softmax_scale": scale, "input_layout": "TND",
+            "atten_mask": mask, "sparse_mode": RIGHT_DOWN_CAUSAL,
+        }  # fmt: skip
+        self.scale = scale
+
+    def run(self, picks: Sequence[Tensor | None] | None) -> Tensor:
+        """[T, H, V]."""
+        segments = self.view.segments
+        chosen = picks or [None] * len(segments)
+        ways: dict[str, list[int]] = {}
+        for index, (segment, pick) in enumerate(zip(segments, chosen, strict=True)):
+            ways.setdefault(self._way(segment, pick), []).append(index)
+        parts: dict[int, Tensor] = {}
+        for way, indexes in ways.items():
+            if way == "expanded":
+                outputs = [self._expanded(i) for i in indexes]
+            else:
+                outputs = self._absorbed(way, indexes, [p for i in indexes if (p := chosen[i]) is not None])
+            parts.update(zip(indexes, outputs, strict=True))
+        return parts[0] if len(parts) == 1 else torch.cat([parts[i] for i in range(len(segments))])
+
+    def _way(self, segment: Segment, pick: Tensor | None) -> str:
+        has_pages = is_paged(self.view) and segment.origin == 0
+        if pick is not None:
+            return "picked" if has_pages else "reference"
+        if segment.num_tokens > rules.MOST_ABSORBED_QUERIES:
+            expands = rules.expanded_attention(self.key_HNC.shape[1], self.value_HVC.shape[1]) is None
+            return "expanded" if expands else "reference"
+        return "pages" if has_pages else "gathered"
+
+    def _absorbed(self, way: str, indexes: list[int], picks: list[Tensor]) -> list[Tensor]:
+        """Segments that are compared with the latents as they are stored, in one call."""
+        segments = [self.view.segments[i] for i in indexes]
+        nope, rope = (_rows_of(q, segments) for q in (self.query_nope_THN, self.query_rope_THR))
+        query_THC = torch.einsum("thn,hnc->thc", nope, self.key_HNC).contiguous()
+        counts = [s.num_tokens for s in segments]
+        if way == "reference":
+            latent_THC = self._by_definition(query_THC, rope, indexes, counts, picks)
+        elif way == "picked":
+            latent_THC = self._picked(query_THC, rope.contiguous(), indexes, counts, picks)
+        else:
+            latent_THC = self._fused(way, query_THC, rope.contiguous(), indexes, counts)
+        return list(reference.per_head(self.value_HVC, latent_THC).split(counts))
+
+    def _fused(self, way: str, query_THC: Tensor, rope_THR: Tensor, indexes: list[int], counts: list[int]) -> Tensor:
+        ends = list(accumulate(counts))
+        if way == "pages":
+            latent, rotated = pages_of(self.view, "latent", self.layer)
+            key, key_rope = latent.unsqueeze(1), rotated.unsqueeze(1)  # [pages, 1 head, rows, width]
+            lengths = [self.view.segments[i].end for i in indexes]
+            pages = {"block_table": table_of(self.view, "latent", indexes), "block_size": latent.shape[1]}
+        else:
+            rows = [self.view.history("latent", self.layer, i, self.view.segments[i].end) for i in indexes]
+            key, key_rope = _split_rows(torch.cat(rows), query_THC.shape[-1])
+            key, key_rope, lengths = key.unsqueeze(1), key_rope.unsqueeze(1), list(accumulate(map(len, rows)))
+            pages = {}
+        out: Tensor = torch.ops.npu.npu_fused_infer_attention_score_v2(
+            query_THC, key, key, query_rope=rope_THR, key_rope=key_rope, actual_seq_qlen=ends,
+            actual_seq_kvlen=lengths, num_key_value_heads=1, **self.options, **pages,
+        )[0]  # fmt: skip
+        return out
+
+    def _picked(
+        self, query_THC: Tensor, rope_THR: Tensor, indexes: list[int], counts: list[int], picks: list[Tensor]
+    ) -> Tensor:
+        """Picks beyond what a query sees stand last in its row; the causal mode hides them."""
+        latent, rotated = pages_of(self.view, "latent", self.layer)
+        device = query_THC.device
+        ends = torch.tensor(list(accumulate(counts)), dtype=torch.int32, device=device)
+        lengths = torch.tensor([self.view.segments[i].end for i in indexes], dtype=torch.int32, device=device)
+        key = latent.unsqueeze(2)  # [pages, rows, 1 head, width]
+        out: Tensor = torch.ops.npu.npu_sparse_flash_attention(
+            query_THC, key, key, torch.cat(picks).int().unsqueeze(1).contiguous(), self.scale,
+            block_table=table_of(self.view, "latent", indexes), actual_seq_lengths_query=ends,
+            actual_seq_lengths_kv=lengths, query_rope=rope_THR, key_rope=rotated.unsqueeze(2), sparse_block_size=1,
+            layout_query="TND", layout_kv="PA_BSND", sparse_mode=RIGHT_DOWN_CAUSAL, attention_mode=2,
+        )[0]  # fmt: skip
+        return out
+
+    def _by_definition(
+        self, query_THC: Tensor, rope_THR: Tensor, indexes: list[int], counts: list[int], picks: list[Tensor]
+    ) -> Tensor:
+        """Picked rows of a segment that begins late (V3.2's MTP layer): no fused operator takes these."""
+        outputs = []
+        chosen: Sequence[Tensor | None] = picks or [None] * len(indexes)
+        for i, query, pick in zip(indexes, torch.cat((query_THC, rope_THR), -1).split(counts), chosen, strict=True):
+            rows = self.view.history("latent", self.layer, i, self.view.segments[i].end)
+            outputs.append(reference.attend_latent(query, rows, self.scale, pick, self.value_HVC))
+        return torch.cat(outputs)
+
+    def _expanded(self, index: int) -> Tensor:
+        """Keys and values of one segment for every head: [T, H, V]."""
+        segment = self.view.segments[index]
+        rows_SC = self.view.history("latent", self.layer, index, segment.end)
+        latent_SC, rope_SR = _split_rows(rows_SC, self.key_HNC.shape[-1])
+        heads = len(self.key_HNC)
+        key_SHN = torch.einsum("sc,hnc->shn", latent_SC, self.key_HNC).contiguous()
+        value_SHV = torch.einsum("sc,hvc->shv", latent_SC, self.value_HVC).contiguous()
+        key_rope = rope_SR.unsqueeze(1).expand(-1, heads, -1).contiguous()
+        nope, rope = (_rows_of(q, [segment]).contiguous() for q in (self.query_nope_THN, self.query_rope_THR))
+        out: Tensor = torch.ops.npu.npu_fused_infer_attention_score_v2(
+            nope, key_SHN, value_SHV, query_rope=rope, key_rope=key_rope, actual_seq_qlen=[segment.num_tokens],
+            actual_seq_kvlen=[len(rows_SC)], num_key_value_heads=heads, **self.options,
+        )[0]  # fmt: skip
+        return out
+
+
+def causal_mask(device: torch.device) -> Tensor:
+    """What RIGHT_DOWN_CAUSAL wants beside it: 1 above the diagonal."""
+    return torch.ones(MASK_WIDTH, MASK_WIDTH, dtype=torch.int8, device=device).triu(1)
+
+
+def is_paged(view: CacheView) -> bool:
+    """Whether a fused operator may read the pages by itself."""
+    return isinstance(view, PagedHistory) and view.layout.name == LAYOUT
+
+
+def pages_of(view: CacheView, stream: str, layer: int) -> tuple[Tensor, ...]:
+    assert isinstance(view, PagedHistory)
+    return view.pages(stream, layer)
+
+
+def table_of(view: CacheView, stream: str, indexes: list[int]) -> Tensor:
+    """Pages of some of the segments, [B, M] int32."""
+    assert isinstance(view, PagedHistory)
+    table = view.page_table(stream).int()
+    return table if len(indexes) == len(table) else table[torch.tensor(indexes, device=table.device)]
+
+
+def _rows_of(x_T: Tensor, segments: Sequence[Segment]) -> Tensor:
+    parts = [x_T[s.first : s.last] for s in segments]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _split_rows(rows_SC: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    return rows_SC[:, :rank].contiguous(), rows_SC[:, rank:].contiguous()
