@@ -119,6 +119,12 @@ def block_maxima(values: Tensor, block: tuple[int, int]) -> Tensor:
     return padded.view(rows, block[0], columns, block[1]).amax((1, 3))
 
 
+def _up_to_bfloat16(positive: Tensor) -> Tensor:
+    """The next number not below that has BF16's 8 bits, as float32."""
+    bits = positive.contiguous().view(torch.int32)
+    return ((bits + 0xFFFF) & ~0xFFFF).view(torch.float32)
+
+
 def _scales(maxima: Tensor, largest_code: float, power_of_two: bool) -> Tensor:
     """Scales that bring each maximum to the largest code; 1 for a block of zeros."""
     scale = torch.where(maxima == 0, torch.ones_like(maxima), maxima / largest_code)

@@ -97,7 +97,7 @@ class AscendOperators(Operators):
         return experts.run_experts(hidden_TD, experts_TK, weights_TK, w1, w2, w3, limit)
 
     def latent_attention(
-        self, query_nope_THN: Tensor, query_rope_THR: Tensor, wkv_b: Tensor | Weight, view: CacheView, layer: int,
+        self, query_nope_THN: Tensor, query_rope_THR: Tensor, wkv_b: AnyWeight, view: CacheView, layer: int,
         scale: float, value_dim: int, picks: list[Tensor | None] | None = None,
     ) -> Tensor:  # fmt: skip
         heads, rope = query_rope_THR.shape[1:]
