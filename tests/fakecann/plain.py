@@ -26,14 +26,14 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
 BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "Mul": torch.mul, "Div": torch.div, "GtTensor": torch.gt, "GeTensor": torch.ge, "LtTensor": torch.lt,
     "LeTensor": torch.le, "EqTensor": torch.eq, "NeTensor": torch.ne, "BitwiseAndTensor": torch.bitwise_and,
-    "BitwiseOrTensor": torch.bitwise_or, "LogicalAnd": torch.logical_and, "LogicalOr": torch.logical_or,
+    "BitwiseOrTensor": torch.bitwise_or, "BitwiseXorTensor": torch.bitwise_xor, "LogicalAnd": torch.logical_and, "LogicalOr": torch.logical_or,
     "FloorDivide": torch.floor_divide, "RemainderTensorTensor": torch.remainder, "Maximum": torch.maximum,
     "Minimum": torch.minimum, "PowTensorTensor": torch.pow,
 }  # fmt: skip
 WITH_SCALAR: dict[str, Callable[[Tensor, float], Tensor]] = {
     "Muls": torch.mul, "Divs": torch.div, "GtScalar": torch.gt, "GeScalar": torch.ge, "LtScalar": torch.lt,
     "LeScalar": torch.le, "EqScalar": torch.eq, "NeScalar": torch.ne, "BitwiseAndScalar": torch.bitwise_and,
-    "BitwiseOrScalar": torch.bitwise_or, "FloorDivides": torch.floor_divide,
+    "BitwiseOrScalar": torch.bitwise_or, "BitwiseXorScalar": torch.bitwise_xor, "FloorDivides": torch.floor_divide,
     "RemainderTensorScalar": torch.remainder, "PowTensorScalar": torch.pow,
     "ClampMax": lambda x, most: x.clamp(max=most), "ClampMin": lambda x, least: x.clamp(min=least),
 }  # fmt: skip

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from tiefsee import __version__
+from tiefsee import __version__, leave_vendors_out
 from tiefsee.errors import TiefseeError
 
 
@@ -21,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Before torch is loaded: OpenMP's idle threads shall sleep and not spin. On a machine with other work a
     # spinning barrier costs far more than it saves (102 against 1.9 tokens/s, docs/log.md 2026-11-24).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    leave_vendors_out()
     if options.command is None:
         parser.print_help()
         return 2

@@ -32,7 +32,7 @@ def open_device(name: str) -> torch.device:
         )
     index = device.index or 0
     if index >= count:
-        raise DeviceError(f"device {name!r} was asked for; there are npu:0 to npu:{count - 1}")
+        raise DeviceError(f"device {name!r} was asked for, and CANN sees {count}: the last one is npu:{count - 1}")
     return torch.device("npu", index)
 
 
