@@ -2,9 +2,9 @@
 
     python -m pytest -p tests.pure_npu --device npu tests/engine
 
-torch has a place for a device of others (PrivateUse1). This one wraps CPU tensors, so it computes what the CPU does, but
-no tensor of it may meet a CPU tensor, and nothing here is called torch.cuda. It is also what a backend of tiefsee is
-made of: a module with `open_device` and `operators`, and a line in `ops.table.BACKENDS`.
+torch has a place for a device of others (PrivateUse1). This one wraps CPU tensors, so it computes what the CPU does,
+but no tensor of it may meet a CPU tensor, and nothing here is called torch.cuda. It is also what a backend of tiefsee
+is made of: a module with `open_device` and `operators`, and a line in `ops.table.BACKENDS`.
 """
 
 from __future__ import annotations

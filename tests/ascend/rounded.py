@@ -6,6 +6,7 @@ where the definition's single steps round:
     gated activation     rounded once, at the end
     attention            scores stay float32; powers are rounded before they meet the values, their sum is not
     sum over experts     the weights are rounded to BF16
+    INT8 weights         activations are INT8 too, one scale per token; sums of codes are exact
     few queries          16 and fewer are absorbed (the definition: fewer than it pays off for)
 """
 
@@ -25,6 +26,15 @@ MOST_ABSORBED = 16
 class RoundedOperators(Operators):
     name = "rounded"
     free_bytes = staticmethod(CpuOperators.free_bytes)
+
+    def linear(self, x: Tensor, weight: AnyWeight, bias: Tensor | None = None) -> Tensor:
+        if isinstance(weight, Tensor) or weight.packing.format != "int8" or x.dtype != torch.bfloat16:
+            return reference.linear(x, weight, bias)
+        step = x.float().abs().amax(-1, keepdim=True) / 127
+        codes = (x.float() / torch.where(step == 0, 1.0, step)).round()
+        sums = (codes.double() @ weight.data.double().T).float()
+        out = (sums * weight.scale * step).to(x.dtype)
+        return out if bias is None else out + bias
 
     def swiglu(self, gate: Tensor, up: Tensor, limit: float | None) -> Tensor:
         return reference.swiglu(gate.float(), up.float(), limit).to(gate.dtype)

@@ -29,6 +29,19 @@ def _(
     x: T, phi: T, alpha: T, bias: T, gamma: T, norm_eps: Float, hc_eps: Float, h_in: T, h_post: T, h_res: T,
     inverse_rms: T, h_mix: T, h_pre: T,
 ):  # fmt: skip
+    _pre(x, phi, alpha, bias, gamma, norm_eps, hc_eps, h_in, h_post, h_res)
+
+
+@operator("MhcPreV2")
+def _(
+    x: T, phi: T, alpha: T, bias: T, gamma: T, norm_eps: Float, hc_eps: Float, inner_precise: Int32, h_in: T, h_post: T,
+    h_res: T, inverse_rms: T, h_mix: T, h_pre: T,
+):  # fmt: skip
+    require(inner_precise == 0, "products in HF32 are not emulated")
+    _pre(x, phi, alpha, bias, gamma, norm_eps, hc_eps, h_in, h_post, h_res)
+
+
+def _pre(x, phi, alpha, bias, gamma, norm_eps, hc_eps, h_in, h_post, h_res) -> None:
     _require_chip()
     require(x.dtype in HALF and x.dim() == 3, f"x is {x.dtype} of {x.dim()} dims; FP16 or BF16 [T, n, D] is emulated")
     tokens, n, width = x.shape

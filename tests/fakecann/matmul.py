@@ -59,7 +59,8 @@ def _(
     require(x.dtype == weight.dtype == torch.int8, f"x is {x.dtype}, weight {weight.dtype}; INT8 is emulated")
     require(max(x.shape[-1], weight.shape[-1]) <= LARGEST_INNER, "a last dim exceeds 65,535")
     require(x.numel() > 0 and weight.numel() > 0, "empty tensors are not supported")
-    require(all(t is None for t in (y_scale, x_offset, weight_offset, y_offset, bias)), "offsets, bias: not emulated")
+    others = (y_scale, x_offset, weight_offset, y_offset, bias)
+    require(all(t is None or t.numel() == 0 for t in others), "offsets and biases are not emulated")
     require(weight_scale.dim() == 1, "scale has one dim")
     if out.dtype == torch.bfloat16:
         require(

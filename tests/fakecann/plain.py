@@ -26,7 +26,8 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
 BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "Mul": torch.mul, "Div": torch.div, "GtTensor": torch.gt, "GeTensor": torch.ge, "LtTensor": torch.lt,
     "LeTensor": torch.le, "EqTensor": torch.eq, "NeTensor": torch.ne, "BitwiseAndTensor": torch.bitwise_and,
-    "BitwiseOrTensor": torch.bitwise_or, "BitwiseXorTensor": torch.bitwise_xor, "LogicalAnd": torch.logical_and, "LogicalOr": torch.logical_or,
+    "BitwiseOrTensor": torch.bitwise_or, "BitwiseXorTensor": torch.bitwise_xor, "LogicalAnd": torch.logical_and,
+    "LogicalOr": torch.logical_or,
     "FloorDivide": torch.floor_divide, "RemainderTensorTensor": torch.remainder, "Maximum": torch.maximum,
     "Minimum": torch.minimum, "PowTensorTensor": torch.pow,
 }  # fmt: skip

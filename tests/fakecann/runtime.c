@@ -52,7 +52,11 @@ EXPORT void fakecann_set_error(const char *text) { snprintf(recent_error, sizeof
 EXPORT int aclrtPeekAtLastError(int level) { return OK; }
 EXPORT int aclrtGetLastError(int level) { return OK; }
 EXPORT int aclrtGetErrorVerbose(int device, void *error) { return OK; }
-EXPORT int aclsysGetVersionStr(char *package, char *version) { strcpy(version, "9.0.0"); return OK; }
+// Newest that torch_npu 2.13 asks for: it then takes the newest form of each operator. The version stands first in the
+// structure that the older question fills.
+#define CANN_VERSION "9.0.0"
+EXPORT int aclsysGetVersionStr(char *package, char *version) { strcpy(version, CANN_VERSION); return OK; }
+EXPORT int aclsysGetCANNVersion(int package, char *version) { strcpy(version, CANN_VERSION); return OK; }
 EXPORT int aclGetCannAttribute(int attribute, int32_t *value) { *value = 0; return OK; }
 EXPORT int aclGetDeviceCapability(uint32_t device, int item, int64_t *value) { *value = 24; return OK; }
 EXPORT int aclrtGetDeviceInfo(uint32_t device, int attribute, int64_t *value) { *value = 0; return OK; }

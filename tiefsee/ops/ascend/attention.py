@@ -34,7 +34,7 @@ class LatentAttentionCall:
         self, query_nope_THN: Tensor, query_rope_THR: Tensor, weight_HOC: Tensor, value_dim: int, view: CacheView,
         layer: int, scale: float, mask: Tensor,
     ) -> None:  # fmt: skip
-        self.query_nope_THN, self.query_rope_THR = query_nope_THN, query_rope_THR
+        self.query_nope_THN, self.query_rope_THR, self.weight_HOC = query_nope_THN, query_rope_THR, weight_HOC
         self.key_HNC, self.value_HVC = weight_HOC.split((query_nope_THN.shape[2], value_dim), dim=1)
         self.view, self.layer, self.mask = view, layer, mask
         self.options = {
@@ -90,9 +90,9 @@ class LatentAttentionCall:
             lengths = [self.view.segments[i].end for i in indexes]
             pages = {"block_table": table_of(self.view, "latent", indexes), "block_size": latent.shape[1]}
         else:
-            rows = [self.view.history("latent", self.layer, i, self.view.segments[i].end) for i in indexes]
-            key, key_rope = _split_rows(torch.cat(rows), query_THC.shape[-1])
-            key, key_rope, lengths = key.unsqueeze(1), key_rope.unsqueeze(1), list(accumulate(map(len, rows)))
+            rows = [self._rows(i) for i in indexes]
+            key, key_rope = (joined(part).unsqueeze(1) for part in zip(*rows, strict=True))
+            lengths = list(accumulate(len(latent) for latent, _ in rows))
             pages = {}
         out: Tensor = torch.ops.npu.npu_fused_infer_attention_score_v2(
             query_THC, key, key, query_rope=rope_THR, key_rope=key_rope, actual_seq_qlen=ends,
@@ -110,7 +110,7 @@ class LatentAttentionCall:
         lengths = torch.tensor([self.view.segments[i].end for i in indexes], dtype=torch.int32, device=device)
         key = latent.unsqueeze(2)  # [pages, rows, 1 head, width]
         out: Tensor = torch.ops.npu.npu_sparse_flash_attention(
-            query_THC, key, key, torch.cat(picks).int().unsqueeze(1).contiguous(), self.scale,
+            query_THC, key, key, joined(picks).int().unsqueeze(1).contiguous(), self.scale,
             block_table=table_of(self.view, "latent", indexes), actual_seq_lengths_query=ends,
             actual_seq_lengths_kv=lengths, query_rope=rope_THR, key_rope=rotated.unsqueeze(2), sparse_block_size=1,
             layout_query="TND", layout_kv="PA_BSND", sparse_mode=RIGHT_DOWN_CAUSAL, attention_mode=2,
@@ -130,19 +130,30 @@ class LatentAttentionCall:
 
     def _expanded(self, index: int) -> Tensor:
         """Keys and values of one segment for every head: [T, H, V]."""
-        segment = self.view.segments[index]
-        rows_SC = self.view.history("latent", self.layer, index, segment.end)
-        latent_SC, rope_SR = _split_rows(rows_SC, self.key_HNC.shape[-1])
-        heads = len(self.key_HNC)
-        key_SHN = torch.einsum("sc,hnc->shn", latent_SC, self.key_HNC).contiguous()
-        value_SHV = torch.einsum("sc,hvc->shv", latent_SC, self.value_HVC).contiguous()
+        segment, heads = self.view.segments[index], len(self.weight_HOC)
+        latent_SC, rope_SR = self._rows(index)
+        both_SHO = reference.linear(latent_SC, self.weight_HOC.flatten(0, 1)).unflatten(1, (heads, -1))
+        widths = (self.key_HNC.shape[1], self.value_HVC.shape[1])
+        key_SHN, value_SHV = (x.contiguous() for x in both_SHO.split(widths, 2))
         key_rope = rope_SR.unsqueeze(1).expand(-1, heads, -1).contiguous()
         nope, rope = (_rows_of(q, [segment]).contiguous() for q in (self.query_nope_THN, self.query_rope_THR))
         out: Tensor = torch.ops.npu.npu_fused_infer_attention_score_v2(
             nope, key_SHN, value_SHV, query_rope=rope, key_rope=key_rope, actual_seq_qlen=[segment.num_tokens],
-            actual_seq_kvlen=[len(rows_SC)], num_key_value_heads=heads, **self.options,
+            actual_seq_kvlen=[len(latent_SC)], num_key_value_heads=heads, **self.options,
         )[0]  # fmt: skip
         return out
+
+    def _rows(self, index: int) -> tuple[Tensor, Tensor]:
+        """Latents and turned keys that a segment sees, [S, C] and [S, R], each contiguous."""
+        segment = self.view.segments[index]
+        if not is_paged(self.view):
+            rows_SC = self.view.history("latent", self.layer, index, segment.end)
+            rank = self.key_HNC.shape[-1]
+            return rows_SC[:, :rank].contiguous(), rows_SC[:, rank:].contiguous()
+        planes = pages_of(self.view, "latent", self.layer)
+        pages = table_of(self.view, "latent", [index])[0, : -(-segment.end // planes[0].shape[1])]
+        latent, rotated = (plane[pages].flatten(0, 1)[segment.origin : segment.end] for plane in planes)
+        return latent, rotated
 
 
 def causal_mask(device: torch.device) -> Tensor:
@@ -168,9 +179,9 @@ def table_of(view: CacheView, stream: str, indexes: list[int]) -> Tensor:
 
 
 def _rows_of(x_T: Tensor, segments: Sequence[Segment]) -> Tensor:
-    parts = [x_T[s.first : s.last] for s in segments]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return joined([x_T[s.first : s.last] for s in segments])
 
 
-def _split_rows(rows_SC: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    return rows_SC[:, :rank].contiguous(), rows_SC[:, rank:].contiguous()
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """One after the other; one alone is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import sys
 import warnings
+from contextlib import redirect_stdout
 from types import ModuleType
 
 import torch
@@ -45,8 +47,9 @@ def load_torch_npu() -> ModuleType:
     if importlib.util.find_spec("torch_npu") is None:
         raise DeviceError(f"device 'npu' needs torch_npu, which is not installed; {INSTALL} (and {CANN})")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its own: of owners of CANN's folders, of names that move
+        # What it prints and warns of at import (owners of CANN's folders, variables) is no part of an answer on stdout.
+        with warnings.catch_warnings(), redirect_stdout(sys.stderr):
+            warnings.simplefilter("ignore")
             return importlib.import_module("torch_npu")
     except (ImportError, RuntimeError, OSError) as error:
         sourced = "is set" if os.environ.get("ASCEND_HOME_PATH") else "is not set"

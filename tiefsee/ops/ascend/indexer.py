@@ -8,7 +8,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from tiefsee.ops.ascend.attention import RIGHT_DOWN_CAUSAL, is_paged, pages_of, table_of
+from tiefsee.ops.ascend.attention import RIGHT_DOWN_CAUSAL, is_paged, joined, pages_of, table_of
 from tiefsee.ops.view import CacheView
 
 Definition = Callable[[], list[Tensor | None]]
@@ -31,9 +31,9 @@ def pick_keys(
     counts, device = [segments[i].num_tokens for i in sparse], query_TIJ.device
     (keys,) = pages_of(view, "index", layer)
     found_T1K, _ = torch.ops.npu.npu_lightning_indexer(
-        torch.cat([query_TIJ[p] for p in parts]).contiguous(),
+        joined([query_TIJ[p] for p in parts]).contiguous(),
         keys.unsqueeze(2),  # [pages, rows, 1 head, J]
-        torch.cat([weights_TI[p] for p in parts]).float().contiguous(),
+        joined([weights_TI[p] for p in parts]).float().contiguous(),
         actual_seq_lengths_query=torch.tensor(list(accumulate(counts)), dtype=torch.int32, device=device),
         actual_seq_lengths_key=torch.tensor([segments[i].end for i in sparse], dtype=torch.int32, device=device),
         block_table=table_of(view, "index", sparse),
