@@ -5,6 +5,7 @@
     │   └── UnsupportedModel            a model outside the family, refused by name
     ├── ModelNotFound (FileNotFoundError)   no such folder, file, preset or hub id
     ├── CheckpointError                 tensors missing, left over, mis-shaped, truncated
+    ├── RecordingError                  a parity recording that cannot be read, written or used here
     ├── LayoutError                     cached rows that another layout cannot hold
     ├── MoveError                       a request that was not handed over; it is still where it was
     │   ├── MoveDamaged                 bytes cut off or altered on the way: send them again
@@ -49,6 +50,10 @@ class ModelNotFound(TiefseeError, FileNotFoundError):
 
 class CheckpointError(TiefseeError):
     """The tensors on disk do not fit the model: missing, left over, mis-shaped or truncated."""
+
+
+class RecordingError(TiefseeError):
+    """A recording for the parity gate that is damaged, of another version, or of another model."""
 
 
 class LayoutError(TiefseeError):

@@ -20,7 +20,7 @@ def network(request, device):
 
 
 def allocated_bytes(cache):
-    stores = [*cache.pools.values(), *cache.rings.values(), *cache._snapshots.values()]
+    stores = [*cache.pools.values(), *cache.rings.values(), *cache.snapshots.values()]
     return sum(t.numel() * t.itemsize for store in stores for t in store._tensors)
 
 

@@ -11,7 +11,7 @@ from tiefsee.checkpoint import LoadReport, load_network
 from tiefsee.engine.config import EngineConfig, plan_memory
 from tiefsee.engine.core import EngineCore
 from tiefsee.errors import ConfigError, OutOfMemory
-from tiefsee.files import ModelFiles, find_model
+from tiefsee.files import ModelFiles, find_model, fingerprint
 from tiefsee.model import Network
 from tiefsee.ops import Operators, open_device, operators_for
 from tiefsee.spec import ModelSpec, model_spec
@@ -42,7 +42,10 @@ def build_core(
     tokenizer = None
     if (files.folder / "tokenizer.json").is_file():
         tokenizer = Tokenizer.from_folder(files.folder, files.config, files.generation_config)
-    core = EngineCore(network, plan, max_context, config, tokenizer, files.generation_config, files.folder)
+    core = EngineCore(
+        network, plan, max_context, config, tokenizer, files.generation_config, files.folder,
+        config.model_id or fingerprint(files),
+    )  # fmt: skip
     core.notes = [*filter(None, [converted]), *ops.remarks(spec, DTYPES[chosen]), *notes(spec, report)]
     return core
 

@@ -58,7 +58,7 @@ class StreamCache:
         self._row = {(s.name, layer): i for s in plan.streams for i, layer in enumerate(s.layers)}
         self.pools: dict[str, StoredRows] = {}
         self.rings: dict[str, StoredRows] = {}
-        self._snapshots: dict[str, StoredRows] = {}
+        self.snapshots: dict[str, StoredRows] = {}
         for stream in plan.streams:
             if stream.family == "history":
                 rows = plan.block_tokens // stream.ratio
@@ -67,7 +67,7 @@ class StreamCache:
                 rows = stream.ring_rows(plan.max_draft)
                 self.rings[stream.name] = self._stored(stream, plan.num_rings, rows, rows)
                 rows = stream.snapshot_rows
-                self._snapshots[stream.name] = self._stored(stream, plan.num_snapshots, rows, rows)
+                self.snapshots[stream.name] = self._stored(stream, plan.num_snapshots, rows, rows)
 
     def _stored(self, stream: Stream, num_blocks: int, rows: int, rows_per_page: int) -> StoredRows:
         return StoredRows(
@@ -102,7 +102,7 @@ class StreamCache:
             rows = self.streams[name].snapshot_rows
             if rows == 0:
                 continue
-            saved = self._snapshots[name]
+            saved = self.snapshots[name]
             slots = torch.arange(num_tokens - rows, num_tokens, device=self.device) % rings.rows_per_block
             every = torch.arange(rows, device=self.device)
             if save:

@@ -29,7 +29,8 @@ class EngineConfig:
     `max_draft` is how many tokens an MTP layer may draft per step; 0 switches speculation off.
     `snapshot_every` keeps the state streams at every n-th block boundary (0: at the ends only).
     `cache_dtype` is that of cached rows (None: the model's), `cache_layout` how the device stores them, by name
-    (None: as its operators want them).
+    (None: as its operators want them). `model_id` names the model where requests move between engines whose
+    checkpoints are the same model in unlike files (None: the fingerprint of the checkpoint).
     """
 
     max_step_tokens: int = 512
@@ -40,6 +41,7 @@ class EngineConfig:
     cache_bytes: float | None = None
     cache_dtype: str | None = None
     cache_layout: str | None = None
+    model_id: str | None = None
     enable_prefix_cache: bool = True
     max_draft: int | None = None
     snapshot_every: int = 4

@@ -25,7 +25,7 @@ class StoredRows:
         self, stream: Stream, layout: Layout, cache_dtype: str, ops: Operators, device: torch.device,
         num_blocks: int, rows_per_block: int, rows_per_page: int,
     ) -> None:  # fmt: skip
-        self.stream, self.layout, self._ops = stream, layout, ops
+        self.stream, self.layout, self.device, self._ops = stream, layout, device, ops
         self.planes: tuple[Plane, ...] = stream.planes(cache_dtype, layout)
         self.num_blocks, self.rows_per_block, self.rows_per_page = num_blocks, rows_per_block, rows_per_page
         self.pages_per_block = rows_per_block // rows_per_page if rows_per_page else 1

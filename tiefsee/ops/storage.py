@@ -40,6 +40,8 @@ def width(plane: Plane) -> tuple[int, torch.dtype]:
 
 def encode(rows: Tensor, planes: Sequence[Plane]) -> Stored:
     """Rows [n, *shape] as the planes hold them; narrower numbers are rounded once."""
+    if len(planes) == 1 and planes[0].dtype is not None:
+        return (rows.flatten(1).to(torch_dtype(planes[0].dtype)),)
     return _assemble({}, rows.flatten(1), planes)
 
 
