@@ -143,9 +143,11 @@ def packed_checkpoint(tmp_path, change=lambda tensors: None):
 def test_fp8_is_converted_at_load_and_said(emulated, soc, tmp_path):
     packed = packed_checkpoint(tmp_path)
     if soc.startswith("Ascend950"):
-        llm = open_llm(packed, "npu:0")
+        llm = open_llm(packed, "npu:0", dtype="float32")
         assert llm.core.runner.network.layers[0].attn.wo.weight.packing.format == "fp8"
         assert not any("INT8" in note for note in llm.core.notes)
+        found, needed = (o.logits([prompt(30)])[0] for o in (llm, open_llm(packed, "cpu", dtype="float32")))
+        assert relative_error(found, needed) < FLOAT32_TOLERANCE
         return
     llm = open_llm(packed, "npu:0")
     assert llm.core.runner.network.layers[0].attn.wo.weight.packing.format == "int8"
