@@ -27,7 +27,7 @@ BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "Mul": torch.mul, "Div": torch.div, "GtTensor": torch.gt, "GeTensor": torch.ge, "LtTensor": torch.lt,
     "LeTensor": torch.le, "EqTensor": torch.eq, "NeTensor": torch.ne, "BitwiseAndTensor": torch.bitwise_and,
     "BitwiseOrTensor": torch.bitwise_or, "BitwiseXorTensor": torch.bitwise_xor, "LogicalAnd": torch.logical_and,
-    "LogicalOr": torch.logical_or,
+    "LogicalOr": torch.logical_or, "RightShift": torch.bitwise_right_shift,
     "FloorDivide": torch.floor_divide, "RemainderTensorTensor": torch.remainder, "Maximum": torch.maximum,
     "Minimum": torch.minimum, "PowTensorTensor": torch.pow,
 }  # fmt: skip
@@ -353,6 +353,11 @@ def _(x: T, dim: Int, index: T, out: T):
 @operator("InplaceIndexCopy")
 def _(x: T, dim: Int, index: T, source: T):
     x.index_copy_(dim, index, source)
+
+
+@operator("IndexFill")
+def _(x: T, dim: Int, index: T, value: Scalar, out: T):
+    out.copy_(torch.index_fill(x, dim, index, value))
 
 
 @operator("IndexAdd")
