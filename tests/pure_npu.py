@@ -33,6 +33,8 @@ class PureTensor(torch.Tensor):
     """A tensor of device npu around a CPU tensor."""
 
     inner: torch.Tensor
+    # Straight to __torch_dispatch__.
+    __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor, requires_grad: bool = False) -> PureTensor:

@@ -13,6 +13,7 @@ from tests.fakecann.__main__ import split_arguments
 
 
 def test_fresh_memory_is_no_number(emulated):
+    torch.npu.empty_cache()  # what torch_npu keeps for itself holds old numbers
     assert torch.empty(5_000_000, device=emulated)[-1000:].cpu().isnan().all()
 
 
