@@ -170,6 +170,18 @@ def test_fp8_is_converted_at_load_and_said(emulated, soc, tmp_path):
         open_llm(packed, "npu:0", format="keep")
 
 
+def test_fp4_experts_become_int8(emulated, soc, tmp_path):
+    if soc.startswith("Ascend950"):
+        pytest.skip("Ascend 950 keeps FP4")
+    config = {**CONFIGS["v4"], "hidden_size": 160, "moe_intermediate_size": 40}
+    packed, _ = write_checkpoint(tmp_path, config, ue8m0=True, experts="fp4")
+    llm = open_llm(packed, "npu:0", dtype="bfloat16")
+    assert llm.core.runner.network.layers[0].ffn.experts.w1.packing.format == "int8"
+    on_cpu = open_on_cpu(packed, True, dtype="bfloat16", format="int8")
+    found, needed = (opened.logits([prompt(30)])[0] for opened in (llm, on_cpu))
+    assert_alike(found, needed, picks=True)
+
+
 def test_memory_is_planned_for_the_card(emulated, tmp_path):
     """The emulated card has as much as it was told; the cache is planned with what the card says is free."""
     told = float(os.environ["FAKECANN_BYTES"])

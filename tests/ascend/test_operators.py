@@ -156,6 +156,19 @@ def test_latent_attention(npu, ops, spans):
     assert_near(found, needed)
 
 
+def test_heads_of_other_widths_are_the_definition(npu, ops):
+    """Decodes stay fused (D = 512 asks nothing of the heads), prompts are not; picks of late segments beside them."""
+    tokens, on_cpu, on_npu = views(SPANS, npu)
+    nope, rope, weight = values(tokens, 4, 96), values(tokens, 4, 64, seed=1), values(4 * 160, 512, seed=2, scale=0.04)
+    picks = [None] * len(SPANS)
+    picks[6] = torch.arange(20).expand(30, 20)
+    moved = [None if p is None else p.to(npu) for p in picks]
+    needed = RoundedOperators().latent_attention(nope, rope, weight, on_cpu, 0, 0.07, 64, picks)
+    found = ops.latent_attention(nope.to(npu), rope.to(npu), weight.to(npu), on_npu, 0, 0.07, 64, moved)
+    assert found.shape == (tokens, 4, 64)
+    assert_near(found, needed, steps=8)  # the definition rounds its scores
+
+
 @pytest.mark.parametrize("spans", [SPANS[:5], SPANS], ids=["from-the-start", "late-ones-too"])
 def test_picks_and_the_attention_over_them(npu, ops, spans):
     tokens, on_cpu, on_npu = views(spans, npu)

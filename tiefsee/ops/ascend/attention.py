@@ -1,11 +1,12 @@
 """Latent attention (MLA) by npu_fused_infer_attention_score_v2 and npu_sparse_flash_attention.
 
-Segments of a step go four ways:
+Segments of a step go one of these ways:
 
     picks (V3.2)             absorbed, chosen rows of the pages        npu_sparse_flash_attention
     up to 16 queries         absorbed, all rows of the pages           npu_fused_infer_attention_score_v2, D = 512
     .. that begin late       absorbed, rows gathered first (MTP: pages hold rows from `origin` on)
     more queries             expanded, keys and values for each head   npu_fused_infer_attention_score_v2, D = 128
+    what neither takes       absorbed, the definition: picks of an MTP layer, heads of other widths
 
 All in layout TND: packed tokens, ends of the requests as running sums on the host.
 """
@@ -55,7 +56,7 @@ class LatentAttentionCall:
             if way == "expanded":
                 outputs = [self._expanded(i) for i in indexes]
             else:
-                outputs = self._absorbed(way, indexes, [p for i in indexes if (p := chosen[i]) is not None])
+                outputs = self._absorbed(way, indexes, [chosen[i] for i in indexes])
             parts.update(zip(indexes, outputs, strict=True))
         return parts[0] if len(parts) == 1 else torch.cat([parts[i] for i in range(len(segments))])
 
@@ -68,7 +69,7 @@ class LatentAttentionCall:
             return "expanded" if expands else "reference"
         return "pages" if has_pages else "gathered"
 
-    def _absorbed(self, way: str, indexes: list[int], picks: list[Tensor]) -> list[Tensor]:
+    def _absorbed(self, way: str, indexes: list[int], picks: list[Tensor | None]) -> list[Tensor]:
         """Segments that are compared with the latents as they are stored, in one call."""
         segments = [self.view.segments[i] for i in indexes]
         nope, rope = (_rows_of(q, segments) for q in (self.query_nope_THN, self.query_rope_THR))
@@ -77,7 +78,8 @@ class LatentAttentionCall:
         if way == "reference":
             latent_THC = self._by_definition(query_THC, rope, indexes, counts, picks)
         elif way == "picked":
-            latent_THC = self._picked(query_THC, rope.contiguous(), indexes, counts, picks)
+            chosen = joined([p for p in picks if p is not None])
+            latent_THC = self._picked(query_THC, rope.contiguous(), indexes, counts, chosen)
         else:
             latent_THC = self._fused(way, query_THC, rope.contiguous(), indexes, counts)
         return list(reference.per_head(self.value_HVC, latent_THC).split(counts))
@@ -101,7 +103,7 @@ class LatentAttentionCall:
         return out
 
     def _picked(
-        self, query_THC: Tensor, rope_THR: Tensor, indexes: list[int], counts: list[int], picks: list[Tensor]
+        self, query_THC: Tensor, rope_THR: Tensor, indexes: list[int], counts: list[int], picks_TK: Tensor
     ) -> Tensor:
         """Picks beyond what a query sees stand last in its row; the causal mode hides them."""
         latent, rotated = pages_of(self.view, "latent", self.layer)
@@ -110,7 +112,7 @@ class LatentAttentionCall:
         lengths = torch.tensor([self.view.segments[i].end for i in indexes], dtype=torch.int32, device=device)
         key = latent.unsqueeze(2)  # [pages, rows, 1 head, width]
         out: Tensor = torch.ops.npu.npu_sparse_flash_attention(
-            query_THC, key, key, joined(picks).int().unsqueeze(1).contiguous(), self.scale,
+            query_THC, key, key, picks_TK.int().unsqueeze(1).contiguous(), self.scale,
             block_table=table_of(self.view, "latent", indexes), actual_seq_lengths_query=ends,
             actual_seq_lengths_kv=lengths, query_rope=rope_THR, key_rope=rotated.unsqueeze(2), sparse_block_size=1,
             layout_query="TND", layout_kv="PA_BSND", sparse_mode=RIGHT_DOWN_CAUSAL, attention_mode=2,
@@ -118,12 +120,11 @@ class LatentAttentionCall:
         return out
 
     def _by_definition(
-        self, query_THC: Tensor, rope_THR: Tensor, indexes: list[int], counts: list[int], picks: list[Tensor]
-    ) -> Tensor:
-        """Picked rows of a segment that begins late (V3.2's MTP layer): no fused operator takes these."""
+        self, query_THC: Tensor, rope_THR: Tensor, indexes: list[int], counts: list[int], picks: list[Tensor | None]
+    ) -> Tensor:  # fmt: skip
+        """What no fused operator takes."""
         outputs = []
-        chosen: Sequence[Tensor | None] = picks or [None] * len(indexes)
-        for i, query, pick in zip(indexes, torch.cat((query_THC, rope_THR), -1).split(counts), chosen, strict=True):
+        for i, query, pick in zip(indexes, torch.cat((query_THC, rope_THR), -1).split(counts), picks, strict=True):
             rows = self.view.history("latent", self.layer, i, self.view.segments[i].end)
             outputs.append(reference.attend_latent(query, rows, self.scale, pick, self.value_HVC))
         return torch.cat(outputs)
