@@ -25,7 +25,7 @@ class StoredRows:
         self, stream: Stream, layout: Layout, cache_dtype: str, ops: Operators, device: torch.device,
         num_blocks: int, rows_per_block: int, rows_per_page: int,
     ) -> None:  # fmt: skip
-        self.stream, self.layout, self.device = stream, layout, device
+        self.stream, self.layout, self.device, self._ops = stream, layout, device, ops
         self.planes: tuple[Plane, ...] = stream.planes(cache_dtype, layout)
         self.num_blocks, self.rows_per_block, self.rows_per_page = num_blocks, rows_per_block, rows_per_page
         self.pages_per_block = rows_per_block // rows_per_page if rows_per_page else 1
@@ -64,7 +64,7 @@ class StoredRows:
         for tensor, new in zip(self._tensors, stored, strict=True):
             target = tensor[layer]
             if self._is_run:
-                target.flatten(0, 1).index_copy_(0, slots, new)
+                self._ops.write_rows(target.flatten(0, 1), slots, new)
             else:
                 target[slots // self.rows_per_page, slots % self.rows_per_page] = new
 
