@@ -163,6 +163,13 @@ def test_a_recording_in_a_file_is_as_good(tmp_path):
     assert max(o.worst_error for o in found.operators) < 1e-6  # rows lie elsewhere in memory, and add up otherwise
 
 
+def test_what_was_not_compared_is_said():
+    network = reference_network(Model("v3.2"), "float32", None)
+    report = compare(record(engine(network), {"short": prompt(9)}, num_new=2), engine(network))
+    assert any("no prompt was long enough" in note for note in report.notes)
+    assert not any("long enough" in note for note in compare(recording(Model("v3.2")), engine(network)).notes)
+
+
 def test_a_recording_is_bounded():
     network = reference_network(Model("v3"), "float32", None)
     small = record(engine(network), PROMPTS, limit_bytes=100_000)

@@ -114,9 +114,7 @@ def _check(core: EngineCore, header: Header) -> None:
     if not 0 <= request.num_committed_tokens < len(request.tokens):
         raise MoveMismatch(f"{request.num_committed_tokens} rows for {len(request.tokens)} tokens; needed fewer")
     if not 1 <= request.num_prompt_tokens <= len(request.tokens):
-        raise MoveMismatch(
-            f"a prompt of {request.num_prompt_tokens} of {len(request.tokens)} tokens; needed 1 or more"
-        )
+        raise MoveMismatch(f"a prompt of {request.num_prompt_tokens} of {len(request.tokens)} tokens; needed 1 or more")
     bad = [t for t in request.tokens if not 0 <= t < core.spec.vocab_size]
     if bad:
         raise MoveMismatch(f"token {bad[0]} is outside the vocabulary of {core.spec.vocab_size} tokens")
