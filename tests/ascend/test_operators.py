@@ -181,6 +181,7 @@ def test_picks_and_the_attention_over_them(npu, ops, spans):
             visible = segment.start + row + 1 - segment.origin
             assert {k for k in a if k < visible} == {k for k in b if k < visible}
             assert len(a) == len(b) == 32
+            assert all(0 <= k < segment.end - segment.origin for k in a)
     heads = 4
     nope, rope = values(tokens, heads, 128), values(tokens, heads, 64, seed=1)
     weight = values(heads * 256, 512, seed=2, scale=512**-0.5)
