@@ -86,7 +86,7 @@ class V4Format:
             OverflowError,
             UnicodeEncodeError,
             RecursionError,
-        ) as error:  # what JSON in Python may be, and not in it
+        ) as error:  # not in its JSON
             raise RequestError(f"V4's format cannot write this conversation: {error}; leave that out") from error
         ranges = tuple(rendered.special_ranges)
         in_reasoning = opens_reasoning(rendered.prompt, ranges)
