@@ -14,6 +14,7 @@ from tiefsee.model import Network
 from tiefsee.ops import Operators
 from tiefsee.ops.view import StatelessView
 from tiefsee.spec import ModelSpec, model_spec
+from tiefsee.spec.model import MoE
 
 _YARN = {
     "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64,
@@ -48,14 +49,21 @@ CONFIGS: dict[str, dict[str, Any]] = {
 FAMILIES = tuple(CONFIGS)
 
 
-def tiny_spec(family: str) -> ModelSpec:
-    return model_spec(CONFIGS[family])
+def tiny_spec(family: str, **changes: Any) -> ModelSpec:
+    return model_spec({**CONFIGS[family], **changes})
 
 
-def tiny_network(family: str, seed: int = 0, device: str = "cpu") -> Network:
-    """Random in every parameter, so that biases, sinks, hash tables and mHC matter; logits of order 1."""
-    spec = tiny_spec(family)
-    network = Network(spec, Operators())
+def tiny_network(family: str, seed: int = 0, device: str = "cpu", **changes: Any) -> Network:
+    """Random in every parameter, so that biases, sinks, hash tables and mHC matter; logits of order 1.
+
+    `changes` are of the config.
+    """
+    spec = tiny_spec(family, **changes)
+    return randomise(Network(spec, Operators()), spec, seed).to(device).eval().requires_grad_(False)
+
+
+def randomise(network: Network, spec: ModelSpec, seed: int = 0) -> Network:
+    """The same network with other numbers in all that a checkpoint holds."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in network.named_parameters():
         values = torch.randn(parameter.shape, generator=generator)
@@ -66,18 +74,20 @@ def tiny_network(family: str, seed: int = 0, device: str = "cpu") -> Network:
         else:
             values *= 0.3
         parameter.data.copy_(values)
+    moe = next(layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoE))
     for name, buffer in network.named_buffers():
         if name.endswith("tid2eid"):
             for row in buffer:
-                row.copy_(torch.randperm(6, generator=generator)[: len(row)])
-    return network.to(device).eval().requires_grad_(False)
+                row.copy_(torch.randperm(moe.n_routed_experts, generator=generator)[: len(row)])
+    return network
 
 
 def tiny_llm(network: Network, tokenizer: Any = None, **options: Any) -> LLM:
     """An `LLM` on a network that was not loaded from disk; a context of 1,024 unless told otherwise."""
     options = {"max_context": 1024, "max_draft": 0, **options}
     config = EngineConfig(**options)
-    plan, max_context = plan_memory(network.spec, config, config.cache_dtype or "float32", 4e9)
+    dtype = config.cache_dtype or str(network.norm.weight.dtype).removeprefix("torch.")
+    plan, max_context = plan_memory(network.spec, config, dtype, 4e9, network.ops.layout)
     return LLM.on(EngineCore(network, plan, max_context, config, tokenizer))
 
 

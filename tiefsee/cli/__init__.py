@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from tiefsee import __version__
+from tiefsee import __version__, leave_vendors_out
 from tiefsee.errors import TiefseeError
 
 
@@ -21,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Before torch is loaded: OpenMP's idle threads shall sleep and not spin. On a machine with other work a
     # spinning barrier costs far more than it saves (102 against 1.9 tokens/s, docs/log.md 2026-11-24).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    leave_vendors_out()
     if options.command is None:
         parser.print_help()
         return 2
@@ -40,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tiefsee",
-        description="DeepSeek models on unlike accelerators: run, chat, serve, inspect, chips, bench, train.",
+        description="DeepSeek models on unlike accelerators: run, chat, serve, inspect, chips, plan, check, bench "
+        "and train.",
     )
     parser.add_argument("--version", action="version", version=f"tiefsee {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
@@ -52,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_serve(commands.add_parser("serve", help="serve a model over HTTP (OpenAI, Anthropic)"))
     _add_bench(commands.add_parser("bench", help="load on a server, and what came of it"))
     _add_train(commands.add_parser("train", help="prepare data, pretrain"))
-    _add_check(commands.add_parser("check", help="what tiefsee says, held against what was measured"))
+    _add_check(commands.add_parser("check", help="is it so? predictions held against figures, device against device"))
     return parser
 
 
@@ -94,6 +96,12 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 
     add_options(parser)
     parser.set_defaults(handler=_later("serve"))
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    from tiefsee.cli.check import add_options
+
+    add_options(parser.add_subparsers(dest="check_command", metavar="WHAT", required=True), _later)
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
@@ -139,17 +147,15 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
         question.set_defaults(handler=_later(f"plan_{name}"))
 
 
-def _add_check(parser: argparse.ArgumentParser) -> None:
-    from tiefsee.cli.check import add_options
-
-    add_options(parser.add_subparsers(dest="check_command", metavar="WHAT", required=True), _later)
-
-
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    group.add_argument("--device", default="cpu", help="cpu, cuda or npu (default: cpu)")
     group.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 (default: the checkpoint's)")
-    group.add_argument("--format", default="keep", help="keep (default), bf16, fp16, fp32 or int8 weights")
+    group.add_argument(
+        "--format",
+        default="auto",
+        help="weights: auto (as published, if it can), keep, bf16, fp16, fp32 or int8",
+    )
     group.add_argument("--max-context", type=int, help="tokens of prompt and answer together")
     group.add_argument("--max-draft", type=int, help="most MTP drafts per step; 0 switches them off")
     group.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch")
