@@ -133,7 +133,7 @@ def _drafted(run: Run, alike: Iterable[Run]) -> bool | None:
 
 def _with_slots(run: Run) -> Run:
     """With what its decode workers hold, as published for this load on this layout."""
-    if run.source == "own" or run.prefill is None or "layout" in run.assumed:
+    if run.source == "own" or run.prefill is None:
         return run
     found = configurations().get((run.chip, run.stack, run.precision, run.isl, run.osl), ())
     layout = (run.prefill, run.num_prefill, run.decode, run.num_decode)

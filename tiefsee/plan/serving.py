@@ -198,7 +198,8 @@ def serve_aggregated(worker: Worker, replicas: int, load: Load, e: Efficiency) -
     tpot = step / (1 + load.accepted) + per_group / load.osl * alone * e.interleave
     served_s = each + e.front_s
     wait = closed_loop_wait_s(per_group, served_s, load.osl * tpot) + e.burst * per_group * served_s
-    ttft = e.request_s + alone + step / 2 + wait
+    until_sent = e.first_steps + (e.gather_steps if worker.dp > 1 else 0.0)
+    ttft = e.request_s + alone + until_sent * step + wait
     return Served(tpot, ttft, load.concurrency / (ttft + load.osl * tpot), batch, alone, step)
 
 
@@ -213,14 +214,15 @@ def serve_disaggregated(
     # Groups of a worker step together, and prompts of some do not wait for prompts of all.
     per_server = load.concurrency / (num_prefill * prefill.dp ** (1.0 - prefill_e.lockstep))
     served_s = each + prefill_e.front_s
-    free = prefill_e.request_s + alone + transfer_s + prefill_e.burst * per_server * served_s
+    prefilled_s = alone + prefill_e.burst * per_server * served_s
     batch = max(1.0, min(load.concurrency, slots) / num_decode)
     for _ in range(40):
         step = decode_between_s(decode, batch, load.context, load.drafts, decode_e)
         answer_s = load.osl * step / (1 + load.accepted)
-        # Requests wait at the narrower of the two, prefill or the slots; those that do are not in the decode batch.
+        # Who waits for prefill or a slot, whichever is narrower, is not in the decode batch.
+        before_s = prefilled_s + closed_loop_wait_s(per_server, served_s, answer_s)
         for_slot_s = (load.concurrency / slots - 1) * answer_s
-        ttft = free + max(closed_loop_wait_s(per_server, served_s, answer_s), for_slot_s)
+        ttft = prefill_e.request_s + max(before_s, for_slot_s) + transfer_s + decode_e.first_steps * step
         rate = load.concurrency / (ttft + answer_s)
         new = max(1.0, min(rate * answer_s, slots) / num_decode)
         if abs(new - batch) < 0.005 * batch:
