@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tiefsee.plan.calibrated import Calibrated
-from tiefsee.plan.predictor import predict
 from tiefsee.plan.prediction import Prediction
+from tiefsee.plan.predictor import predict
 from tiefsee.plan.search.placement import Plan, Role
 
 
