@@ -4,30 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from tiefsee.plan.estimate import Estimate, weakest
 from tiefsee.plan.formats import conversion_note
 from tiefsee.plan.memory import worker_name
-from tiefsee.plan.money import Price, fleet_usd_per_hour, usd_per_million_tokens
+from tiefsee.plan.money import usd_per_million_tokens
 from tiefsee.plan.prediction import Prediction
 from tiefsee.plan.report import (
     Cell,
+    Chart,
     Column,
     Document,
     Frontier,
     FrontierPoint,
     Line,
     NamedEstimate,
+    Scaling,
+    ScalingPoint,
     Source,
     Table,
     TimeBar,
     TimeBars,
+    Tornado,
     interactivity,
     show,
     show_plain,
 )
-from tiefsee.plan.report.roofline import roofline
+from tiefsee.plan.report.roofline import rooflines
+from tiefsee.plan.search.fleets import Fleet, alternative_of, break_even_text, cost_by_fleet, price_of_plan
 from tiefsee.plan.search.placement import Plan, Role
 from tiefsee.plan.search.question import Found, Question
 from tiefsee.plan.simulate.result import Simulated
@@ -45,14 +51,19 @@ SHOWN_PARTS = 8
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """A question, what was found, and for the plans that are shown the figures with their ranges."""
+    """A question, what was found, and for the plans that are shown the figures with their ranges.
+
+    `others` are fleets that it is held against; `tornado` and `scaling` are there where somebody asked for them.
+    """
 
     model: str
     question: Question
     found: Found
     predictions: Sequence[Prediction]
     simulated: Sequence[Simulated] = ()
-    alone: Sequence[tuple[str, Plan | str]] = ()
+    others: Sequence[Fleet] = ()
+    tornado: Tornado | None = None
+    scaling: Sequence[Fleet] = ()
     notes: Sequence[str] = ()
 
     @property
@@ -62,6 +73,15 @@ class Answer:
     @property
     def prediction(self) -> Prediction:
         return self.predictions[0]
+
+    @cached_property
+    def fleet(self) -> Fleet:
+        return Fleet(str(self.question), self.found, self.prediction)
+
+    @cached_property
+    def alternative(self) -> Fleet | None:
+        """What a fleet without a price is held against."""
+        return alternative_of(self.fleet, self.others) if self.fleet.unpriced else None
 
     def document(self, *, command: str, date: str) -> Document:
         best, prediction = self.best, self.prediction
@@ -76,7 +96,7 @@ class Answer:
             bottleneck=f"{prediction.bottleneck}; more requests are kept out by {LIMITS[best.limit]}",
             figures=figures,
             tables=tuple(self._tables()),
-            charts=(self._frontier(), self._times(), self._roofline()),
+            charts=tuple(self._charts()),
             sources=tuple(Source(f"s{n}", text) for n, text in enumerate(prediction.sources, 1) if text),
             notes=tuple(dict.fromkeys((*self.notes, *self._notes()))),
             command=command,
@@ -115,6 +135,9 @@ class Answer:
         price = price_of_plan(self.best)
         if price is not None:
             found.append(NamedEstimate("usd_per_million_tokens", "price", usd_per_million_tokens(rate, price)))
+        if self.alternative is not None and (even := self.fleet.break_even(self.alternative)) is not None:
+            label = f"breaks even with {self.alternative.name} at"
+            found.append(NamedEstimate("break_even_usd_per_chip_hour", label, even))
         return found
 
     # ------------------------------------------------------------------------------------- tables
@@ -123,8 +146,10 @@ class Answer:
         tables = [self._layouts(), self._roles()]
         if self.simulated:
             tables.append(self._simulation())
-        if self.alone:
-            tables.append(self._alone())
+        if self.others:
+            tables.append(self._fleets())
+        if self.scaling:
+            tables.append(self._sizes())
         return tables
 
     def _layouts(self) -> Table:
@@ -192,35 +217,60 @@ class Answer:
             f"{how}, seed {self.simulated[0].seed}; lengths all alike. Within: both levels kept, as goodput counts.", 0,
         )  # fmt: skip
 
-    def _alone(self) -> Table:
+    def _fleets(self) -> Table:
         columns = (
-            Column("pool", "pool alone"), Column("layout", "layout"), Column("num_chips", "cards"),
+            Column("fleet", "fleet"), Column("layout", "layout"), Column("num_chips", "cards"),
             Column("tokens_per_s", "output", "tokens_per_s"), Column("per_chip", "per card", "tokens_per_s_per_chip"),
+            Column("usd_per_million_tokens", "price", "usd_per_million_tokens"),
+        )  # fmt: skip
+        rows = tuple(self._fleet_row(fleet) for fleet in (self.fleet, *self.others))
+        return Table("Against other fleets", columns, rows, "Each within the same service levels.", 0)
+
+    def _fleet_row(self, fleet: Fleet) -> tuple[Cell, ...]:
+        if fleet.found is None or fleet.prediction is None:
+            return (fleet.name, fleet.error, None, None, None, None)
+        best = fleet.found.best
+        each = fleet.prediction.estimate("tokens_per_s_per_chip")
+        return (
+            fleet.name, describe(best), best.num_chips, fleet.tokens_per_s, each, fleet.usd_per_million_tokens
+        )  # fmt: skip
+
+    def _sizes(self) -> Table:
+        columns = (
+            Column("fleet", "cards"), Column("layout", "layout"), Column("concurrency", "at once"),
+            Column("tokens_per_s", "output", "tokens_per_s"), Column("per_chip", "per card", "tokens_per_s_per_chip"),
+            Column("tpot_s", "TPOT", "tpot_s"), Column("limit", "limit"),
         )  # fmt: skip
         rows: list[tuple[Cell, ...]] = []
-        for pool, plan in self.alone:
-            if isinstance(plan, str):
-                rows.append((pool, plan, None, None, None))
-            else:
-                rows.append((pool, describe(plan), plan.num_chips, plan.tokens_per_s, plan.tokens_per_s_per_chip))
-        return Table("Against each pool by itself", columns, tuple(rows))
+        for fleet in self.scaling:
+            if fleet.found is None or fleet.prediction is None:
+                rows.append((fleet.name, fleet.error, None, None, None, None, ""))
+                continue
+            best, each = fleet.found.best, fleet.prediction.estimate("tokens_per_s_per_chip")
+            tpot = fleet.prediction.estimate("tpot_s")
+            rows.append(
+                (fleet.name, workers_text(best), round(best.concurrency), fleet.tokens_per_s, each, tpot, best.limit)
+            )
+        return Table("The best of each number of cards", columns, tuple(rows))
 
     # ------------------------------------------------------------------------------------- charts
 
+    def _charts(self) -> list[Chart]:
+        charts: list[Chart] = [self._frontier(), self._times(), *self._rooflines()]
+        if self.others or self.fleet.unpriced:
+            charts.append(cost_by_fleet(self.fleet, self.others))
+        if (chart := scaling_chart(self.scaling)) is not None:
+            charts.append(chart)
+        if self.tornado is not None:
+            charts.append(self.tornado)
+        return charts
+
     def _frontier(self) -> Frontier:
-        """Other points take the range of the best: the same evidence is behind them."""
-        per_chip, tpot = (self.prediction.estimate(unit) for unit in ("tokens_per_s_per_chip", "tpot_s"))
-        points = tuple(
-            FrontierPoint(
-                interactivity(_like(tpot, plan.served.tpot_s)), _like(per_chip, plan.tokens_per_s_per_chip),
-                f"{describe(plan)}, {plan.concurrency:,.0f} at once", plan is self.best,
-            )
-            for plan in self.found.frontier
-        )  # fmt: skip
+        lines = tuple(_line(fleet, self.best) for fleet in (self.fleet, *self.others) if _has_frontier(fleet))
         limit = self.question.slo.tpot_s
         return Frontier(
-            "Throughput against interactivity", (Line(str(self.question), points),),
-            limit if limit < float("inf") else None, "Best layouts at other TPOTs; the TTFT holds at each.",
+            "Throughput against interactivity", lines, limit if limit < float("inf") else None,
+            "Best layouts at other TPOTs; the TTFT holds at each.",
         )  # fmt: skip
 
     def _times(self) -> TimeBars:
@@ -231,10 +281,13 @@ class Answer:
         bar = TimeBar("decode step", step, tuple(part for part in shown if part[1] > 0))
         return TimeBars("Where a step's time goes", (bar,))
 
-    def _roofline(self) -> Any:
-        decode, load = self.best.placement.decode, self.best.load
-        batch = max(1.0, self.best.served.batch)
-        return roofline(decode.worker, decode.pool.efficiency, batch=batch, context=load.context, prompt=load.isl)
+    def _rooflines(self) -> tuple[Chart, ...]:
+        placement, load = self.best.placement, self.best.load
+        decode, prefill = placement.decode, placement.prefill or placement.decode
+        return rooflines(
+            prefill.worker, prefill.pool.efficiency, decode.worker, decode.pool.efficiency,
+            batch=max(1.0, self.best.served.batch), context=load.context, prompt=load.isl,
+        )  # fmt: skip
 
     # ------------------------------------------------------------------------------------- the rest
 
@@ -253,8 +306,10 @@ class Answer:
         for one in self.simulated:
             notes += one.notes
             notes += (f"{workers_text(one.plan)}: {line}" for line in one.disagreements())
-        unpriced = [role.pool.name for _, role in self._named_roles() if role.pool.usd_per_hour is None]
-        notes += [f"no price of {name} is public; give one with --price {name}=USD" for name in dict.fromkeys(unpriced)]
+        for name in self.fleet.unpriced:
+            notes.append(f"no price of {name} is public; give one with --price {name}=USD")
+        if self.alternative is not None and (even := self.fleet.break_even(self.alternative)) is not None:
+            notes.append(f"{', '.join(self.fleet.unpriced)} {break_even_text(even, self.alternative)}")
         return notes
 
     def _data(self) -> Mapping[str, Any]:
@@ -263,7 +318,39 @@ class Answer:
             "frontier": [plan_data(plan) for plan in self.found.frontier],
             "simulated": [simulated_data(s) for s in self.simulated],
             "num_layouts": self.found.num_layouts,
+            "fleets": [_fleet_data(fleet, self.alternative) for fleet in (self.fleet, *self.others)],
+            "scaling": [_fleet_data(fleet, None) for fleet in self.scaling],
         }
+
+
+def _has_frontier(fleet: Fleet) -> bool:
+    return fleet.found is not None and bool(fleet.found.frontier)
+
+
+def _line(fleet: Fleet, chosen: Plan) -> Line:
+    """Other points take the range of the best: the same evidence is behind them."""
+    assert fleet.found is not None
+    assert fleet.prediction is not None
+    per_chip, tpot = (fleet.prediction.estimate(unit) for unit in ("tokens_per_s_per_chip", "tpot_s"))
+    points = tuple(
+        FrontierPoint(
+            interactivity(_like(tpot, plan.served.tpot_s)), _like(per_chip, plan.tokens_per_s_per_chip),
+            f"{describe(plan)}, {plan.concurrency:,.0f} at once", plan is chosen,
+        )
+        for plan in fleet.found.frontier
+    )  # fmt: skip
+    return Line(fleet.name, points)
+
+
+def scaling_chart(fleets: Sequence[Fleet]) -> Scaling | None:
+    """Output against cards; those that can't serve are in the table."""
+    points = tuple(
+        ScalingPoint(fleet.found.best.num_chips, rate)
+        for fleet in fleets
+        if fleet.found is not None and (rate := fleet.tokens_per_s) is not None
+    )
+    note = "Dashed: as if each card did what one of the fewest does."
+    return Scaling("Scaling with cards", points, note) if points else None
 
 
 def describe(plan: Plan) -> str:
@@ -283,19 +370,19 @@ def _role_text(role: Role) -> str:
     return f"{role.count} x {worker_name(role.worker)} on {role.pool.chips_of(role.worker.num_chips)} {role.pool.name}"
 
 
-def price_of_plan(plan: Plan) -> Price | None:
-    """USD per hour of all its chips; None where one has no price."""
-    listed = []
-    for role in plan.placement.roles:
-        if role.pool.usd_per_hour is None:
-            return None
-        listed.append((Price.of(role.pool.usd_per_hour), role.num_chips))
-    return fleet_usd_per_hour(listed)
-
-
 def _like(estimate: Estimate, value: float) -> Estimate:
     """Another value with the same relative range."""
     return estimate.scaled(value / estimate.value, estimate.unit)
+
+
+def _fleet_data(fleet: Fleet, alternative: Fleet | None) -> dict[str, Any]:
+    if fleet.found is None:
+        return {"fleet": fleet.name, "error": fleet.error}
+    return {
+        "fleet": fleet.name, "tokens_per_s": fleet.tokens_per_s, "usd_per_million_tokens": fleet.usd_per_million_tokens,
+        "break_even_usd_per_chip_hour": None if alternative is None else fleet.break_even(alternative),
+        "plan": plan_data(fleet.found.best),
+    }  # fmt: skip
 
 
 def plan_data(plan: Plan) -> dict[str, Any]:
@@ -343,4 +430,4 @@ def simulated_data(s: Simulated) -> dict[str, Any]:
     }  # fmt: skip
 
 
-__all__ = ["Answer", "describe", "plan_data", "price_of_plan", "simulated_data"]
+__all__ = ["Answer", "describe", "plan_data", "simulated_data"]
