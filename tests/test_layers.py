@@ -10,7 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "tiefsee"
 
 LEVELS = {
-    "errors": -1,  # level 0 in the picture; units and streams raise its exceptions too
+    "errors": -2,  # level 0 in the picture; units and streams raise its exceptions too
+    "layouts": -1,  # level 0 as well; streams ask it for bytes
     **dict.fromkeys(("units", "streams"), 0),
     **dict.fromkeys(("spec", "hardware", "schedule", "files", "text"), 1),
     **dict.fromkeys(("ops", "plan"), 2),

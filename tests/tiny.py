@@ -48,13 +48,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
 FAMILIES = tuple(CONFIGS)
 
 
-def tiny_spec(family: str) -> ModelSpec:
-    return model_spec(CONFIGS[family])
+def tiny_spec(family: str, **changes: Any) -> ModelSpec:
+    return model_spec({**CONFIGS[family], **changes})
 
 
-def tiny_network(family: str, seed: int = 0, device: str = "cpu") -> Network:
-    """Random in every parameter, so that biases, sinks, hash tables and mHC matter; logits of order 1."""
-    spec = tiny_spec(family)
+def tiny_network(family: str, seed: int = 0, device: str = "cpu", **changes: Any) -> Network:
+    """Random in every parameter, so that biases, sinks, hash tables and mHC matter; logits of order 1.
+
+    `changes` are of the config.
+    """
+    spec = tiny_spec(family, **changes)
     network = Network(spec, Operators())
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in network.named_parameters():
@@ -66,10 +69,11 @@ def tiny_network(family: str, seed: int = 0, device: str = "cpu") -> Network:
         else:
             values *= 0.3
         parameter.data.copy_(values)
+    num_experts = changes.get("n_routed_experts", CONFIGS[family]["n_routed_experts"])
     for name, buffer in network.named_buffers():
         if name.endswith("tid2eid"):
             for row in buffer:
-                row.copy_(torch.randperm(6, generator=generator)[: len(row)])
+                row.copy_(torch.randperm(num_experts, generator=generator)[: len(row)])
     return network.to(device).eval().requires_grad_(False)
 
 
@@ -77,7 +81,8 @@ def tiny_llm(network: Network, tokenizer: Any = None, **options: Any) -> LLM:
     """An `LLM` on a network that was not loaded from disk; a context of 1,024 unless told otherwise."""
     options = {"max_context": 1024, "max_draft": 0, **options}
     config = EngineConfig(**options)
-    plan, max_context = plan_memory(network.spec, config, config.cache_dtype or "float32", 4e9)
+    dtype = config.cache_dtype or str(network.norm.weight.dtype).removeprefix("torch.")
+    plan, max_context = plan_memory(network.spec, config, dtype, 4e9, network.ops.layout)
     return LLM.on(EngineCore(network, plan, max_context, config, tokenizer))
 
 

@@ -5,6 +5,12 @@
     │   └── UnsupportedModel            a model outside the family, refused by name
     ├── ModelNotFound (FileNotFoundError)   no such folder, file, preset or hub id
     ├── CheckpointError                 tensors missing, left over, mis-shaped, truncated
+    ├── RecordingError                  a parity recording that cannot be read, written or used here
+    ├── LayoutError                     cached rows that another layout cannot hold
+    ├── MoveError                       a request that was not handed over; it is still where it was
+    │   ├── MoveDamaged                 bytes cut off or altered on the way: send them again
+    │   ├── MoveMismatch                of another model or another version of the form: never to be sent there
+    │   └── NoRoom                      no blocks, rings or tokens for it now: another time or place
     ├── DeviceError (RuntimeError)      a device that is absent or cannot do it
     │   ├── OutOfMemory (MemoryError)   by how much, and what would fit
     │   ├── NoToken                     logits that no token can be drawn from
@@ -44,6 +50,30 @@ class ModelNotFound(TiefseeError, FileNotFoundError):
 
 class CheckpointError(TiefseeError):
     """The tensors on disk do not fit the model: missing, left over, mis-shaped or truncated."""
+
+
+class RecordingError(TiefseeError):
+    """A recording for the parity gate that is damaged, of another version, or of another model."""
+
+
+class LayoutError(TiefseeError):
+    """Rows of a cache that cannot be stored as another device wants them."""
+
+
+class MoveError(TiefseeError):
+    """A live request could not be handed over. Nothing has changed on either side."""
+
+
+class MoveDamaged(MoveError):
+    """The bytes of a moved request are cut off, or not those that were sent."""
+
+
+class MoveMismatch(MoveError):
+    """A moved request of another model, of another version of the form, or that this engine cannot continue."""
+
+
+class NoRoom(MoveError):
+    """The engine has no room for the moved request now."""
 
 
 class DeviceError(TiefseeError, RuntimeError):

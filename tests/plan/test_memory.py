@@ -9,8 +9,9 @@ import pytest
 from tiefsee.errors import OutOfMemory
 from tiefsee.hardware import find_chip
 from tiefsee.plan.formats import formats_of
-from tiefsee.plan.memory import cache_bytes_of, check_fits, rank_weight_bytes, worker_memory
+from tiefsee.plan.memory import cache_bytes_of, check_fits, worker_memory
 from tiefsee.plan.serving import Worker
+from tiefsee.plan.weights import rank_weight_bytes
 from tiefsee.spec import cache_streams, preset
 from tiefsee.spec.size import weight_bytes
 

@@ -43,7 +43,7 @@ def test_plans_are_legal_and_keep_their_limits(found):
             assert 128 % w.tp == 0
             assert role.memory.cache_bytes > 0
     rates = [plan.tokens_per_s for plan in found.plans]
-    assert rates == sorted(rates, reverse=True)
+    assert all(later <= earlier * 1.011 for earlier, later in pairwise(rates))
 
 
 def test_no_request_more_goes_than_is_planned(found):
@@ -134,6 +134,8 @@ def test_unlike_pools_take_a_format_each_and_send_the_cache():
     rate = 25e9 * decode.pool.efficiency.far * min(prefill.worker.tp, decode.worker.tp)
     assert plan.placement.transfer_s == pytest.approx(4096 * 70272 / rate, rel=0.01)
     assert plan.usd_per_hour is None  # no price of a 910C is public
+    near = [p for p in search(question, frontier=False).plans if p.tokens_per_s >= 0.99 * plan.tokens_per_s]
+    assert plan.num_chips == min(p.num_chips for p in near)  # no more chips than bring something
 
 
 def test_drafts_and_prefix_hits_help():

@@ -67,9 +67,18 @@ def test_two_pools_with_a_format_each_against_either_alone():
     roles = document.data["plans"][0]["roles"]
     assert (roles["prefill"]["chip"], roles["prefill"]["precision"]) == ("ascend-910c", "int8")
     assert (roles["decode"]["chip"], roles["decode"]["precision"]) == ("h20", "fp8")
-    assert [pool for pool, _ in found.alone] == ["ascend-910c:64", "h20:32"]
+    assert [other.name for other in found.others] == ["ascend-910c:64", "h20:32"]
     assert any("on its way" in note for note in document.notes)
     assert any("--price ascend-910c=USD" in note for note in document.notes)
+
+
+def test_several_pools_are_mixed(run):
+    found = json.loads(run("--chips", "h200:8", "--chips", "h20:16", "--json"))["data"]
+    assert set(found["used_chips"]) == {"h200:8", "h20:16"}
+    assert 0 < found["requests_per_s"] <= 1.2 * found["bound_requests_per_s"]
+    assert sum(plan["requests_per_s"] for plan in found["plans"]) == pytest.approx(found["requests_per_s"])
+    with pytest.raises(ConfigError, match="leave --prefill"):
+        run("--chips", "h200:8", "--chips", "h20:16", "--concurrency", "8")
 
 
 def test_the_table_is_readable(run):

@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from tests.schedule.fake_device import FakeDevice, extend, fingerprints
-from tiefsee.errors import PromptTooLong
-from tiefsee.schedule import Accepted, Batch, Entry, Request, Scheduler, SchedulerConfig, State
+from tiefsee.errors import NoRoom, PromptTooLong
+from tiefsee.schedule import Accepted, Batch, Entry, Request, Scheduler, SchedulerConfig, State, handover
 from tiefsee.streams import Stream
 
 Choose = Callable[[int, int], int]
@@ -79,6 +79,50 @@ class Driver:
         self.scheduler.cancel(request_id)
         self.check()
 
+    def hold(self, request_id: str) -> None:
+        """Take a request out of the schedule, as at the beginning of a move."""
+        handover.hold(self.scheduler, self.alive[request_id])
+        self.check()
+
+    def resume(self, request_id: str) -> None:
+        handover.resume(self.scheduler, self.alive[request_id])
+        self.check()
+
+    def move_to(self, other: Driver, request_id: str) -> Request | None:
+        """Hand a request to another driver, rows and all; None if that had no room, and nothing has changed."""
+        request = self.alive[request_id]
+        for driver in (self, other):
+            for order in driver.scheduler.take_orders():
+                driver.device.carry_out(order)
+        self.hold(request_id)
+        rows, states = self.device.rows_of(request)
+        boundary = handover.kept_boundary(self.scheduler, request)
+        new = Request(f"r{len(other.truth)}", list(request.tokens), request.num_prompt_tokens, request.max_tokens,
+                      request.priority, request.salt)  # fmt: skip
+        free = other.scheduler.statistics()
+        try:
+            handover.adopt(other.scheduler, new, request.num_committed_tokens)
+        except NoRoom:
+            assert other.scheduler.statistics() == free
+            self.resume(request_id)
+            return None
+        other.device.put_rows(new, rows, states)
+        if new.num_committed_tokens:
+            handover.publish(other.scheduler, new)
+            if boundary is not None:
+                slot = handover.keep_boundary(other.scheduler, new, boundary[0])
+                if slot is not None:
+                    other.device.snapshots |= {
+                        (name, slot): self.device.snapshots.get((name, boundary[1]), []) for name in self.device.states
+                    }
+        other._know(new)
+        other.forks[new.request_id] = self.forks.pop(request_id, 0)
+        handover.let_go(self.scheduler, request)
+        del self.alive[request_id]
+        self.check()
+        other.check()
+        return new
+
     def _know(self, request: Request) -> None:
         self.alive[request.request_id] = request
         self.truth[request.request_id] = list(request.tokens)
@@ -104,7 +148,8 @@ class Driver:
         self._propose(choose)
         batch = self.scheduler.schedule()
         self.num_steps += 1
-        assert batch.entries or not self.scheduler.has_work(), "nothing was scheduled though there is work"
+        idle = not self.scheduler.has_work() or self.scheduler.held  # what is held may be all the room there is
+        assert batch.entries or idle, "nothing was scheduled though there is work"
         self.check_batch(batch)
         self.check()
         if not batch.entries:
@@ -125,6 +170,8 @@ class Driver:
 
     def drain(self, choose: Choose = lambda low, high: low) -> None:
         """Run until nobody is left. Fails if that takes more steps than computing everything anew often."""
+        for request_id in list(self.scheduler.held):
+            self.resume(request_id)
         work = sum(len(self.expected[i]) + self.forks.get(i, 0) * self.limit for i in self.alive)
         bound = self.num_steps + 20 + 4 * work * max(1, len(self.alive))
         while self.scheduler.has_work():
@@ -224,14 +271,17 @@ class Driver:
     def check(self) -> None:
         """Blocks and rings are conserved and counted; everyone is in the right place."""
         scheduler, pool = self.scheduler, self.scheduler.blocks
-        tables = Counter(block for request in scheduler.running for block in request.block_table)
+        held = [request for request, _ in scheduler.held.values()]
+        tables = Counter(block for request in (*scheduler.running, *held) for block in request.block_table)
         assert all(pool.holders(block) == tables[block] for block in range(self.config.num_blocks))
         assert pool.num_free + len(tables) == self.config.num_blocks
-        assert len(scheduler.running) <= self.config.max_running
-        rings = [request.ring for request in scheduler.running]
+        assert len(scheduler.running) <= scheduler.num_slots_taken <= self.config.max_running
+        assert all(request.state is State.HELD for request in held)
+        rings = [request.ring for request in (*scheduler.running, *held) if request.block_table]
         if self.config.needs_rings:
             assert None not in rings
             assert len(set(rings)) == len(rings)
+            assert len(rings) + len(scheduler._rings) == self.config.num_rings
         for request in scheduler.waiting:
             assert not request.block_table
             assert request.ring is None

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-from tiefsee.schedule import Batch, BeforeStep, CopyBlock, CopyRing, Entry, RestoreSnapshot, SaveSnapshot
+from tiefsee.schedule import Batch, BeforeStep, CopyBlock, CopyRing, Entry, Request, RestoreSnapshot, SaveSnapshot
 from tiefsee.streams import Stream
 
 
@@ -91,6 +91,27 @@ class FakeDevice:
             case CopyRing(source, destination):
                 for name in self.states:
                     self.rings[name, destination] = dict(self.rings.get((name, source), {}))
+
+    def rows_of(self, request: Request) -> tuple[list[int | None], dict[str, dict[int, int | None]]]:
+        """What a request takes along: its history, and of each state stream the rows by position."""
+        count, size = request.num_committed_tokens, self.block_tokens
+        rows = [self.history.get((request.block_table[p // size], p % size)) for p in range(count)]
+        states: dict[str, dict[int, int | None]] = {}
+        for name, stream in self.states.items():
+            ring = self.rings.get((name, -1 if request.ring is None else request.ring), {})
+            kept = range(max(0, count - stream.lookback), count)
+            states[name] = {p: ring.get(p % self._ring_rows(stream)) for p in kept}
+        return rows, states
+
+    def put_rows(self, request: Request, rows: list[int | None], states: dict[str, dict[int, int | None]]) -> None:
+        """Write what a request has brought along to its blocks and its ring."""
+        for p, row in enumerate(rows):
+            if row is not None:
+                self.history[request.block_table[p // self.block_tokens], p % self.block_tokens] = row
+        for name, kept in states.items():
+            if request.ring is not None:
+                size = self._ring_rows(self.states[name])
+                self.rings[name, request.ring] = {p % size: row for p, row in kept.items() if row is not None}
 
     def _ring_rows(self, stream: Stream) -> int:
         return stream.ring_rows(self.max_draft)

@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tiefsee",
-        description="DeepSeek models on unlike accelerators: run, chat, serve, inspect, chips, bench, train.",
+        description="DeepSeek models on unlike accelerators: run, chat, serve, inspect, chips, plan, check, bench "
+        "and train.",
     )
     parser.add_argument("--version", action="version", version=f"tiefsee {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
@@ -52,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_serve(commands.add_parser("serve", help="serve a model over HTTP (OpenAI, Anthropic)"))
     _add_bench(commands.add_parser("bench", help="load on a server, and what came of it"))
     _add_train(commands.add_parser("train", help="prepare data, pretrain"))
-    _add_check(commands.add_parser("check", help="what tiefsee says, held against what was measured"))
+    _add_check(commands.add_parser("check", help="is it so? predictions held against figures, device against device"))
     return parser
 
 
@@ -96,6 +97,12 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(handler=_later("serve"))
 
 
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    from tiefsee.cli.check import add_options
+
+    add_options(parser.add_subparsers(dest="check_command", metavar="WHAT", required=True), _later)
+
+
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     from tiefsee.cli.bench import add_options
 
@@ -137,12 +144,6 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
         question = steps.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. See docs/plan.md.")
         module.add_options(question)
         question.set_defaults(handler=_later(f"plan_{name}"))
-
-
-def _add_check(parser: argparse.ArgumentParser) -> None:
-    from tiefsee.cli.check import add_options
-
-    add_options(parser.add_subparsers(dest="check_command", metavar="WHAT", required=True), _later)
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:

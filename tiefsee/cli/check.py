@@ -1,68 +1,23 @@
-"""`tiefsee check plan`: predicted against measured, with error bars, refusals counted and a baseline beside it."""
+"""`tiefsee check ...`: is it so? One file per question; each answers by its exit status, too."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-from tiefsee.errors import ConfigError
 
+def add_options(steps: Any, later: Callable[..., object]) -> None:
+    """The sub-commands of `check`; `later(module, function)` makes a handler that imports when it is called."""
+    from tiefsee.cli import check_parity, check_plan
 
-def add_options(steps: Any, later: Any) -> None:
     plan = steps.add_parser(
         "plan",
         help="how good the planner's predictions are (no torch needed)",
         description="Without files: the figures that the package carries, by cross-validation over families. With "
         "files: theirs, predicted as the package is. The two formats are described in docs/points.md.",
     )
-    plan.add_argument("--points", type=Path, action="append", default=[], metavar="FILE.toml", help="published figures")
-    plan.add_argument("--measured", type=Path, action="append", default=[], metavar="FILE.csv", help="measured runs")
-    plan.add_argument("--json", action="store_true", help="machine-readable, every row")
-    plan.add_argument("--write", type=Path, metavar="FILE.md", help="write the report as a page")
-    plan.set_defaults(handler=later("check", "run_plan"))
-
-
-def run_plan(options: argparse.Namespace) -> int:
-    from tiefsee.plan.accuracy_report import as_json, as_markdown
-    from tiefsee.plan.check import INTRODUCTION, check_files, check_package
-
-    if options.write is not None and not options.write.resolve().parent.is_dir():
-        raise ConfigError(f"--write is {options.write}; there is no folder {options.write.resolve().parent}")
-    if options.points or options.measured:
-        report = check_files(options.points, options.measured)
-    else:
-        report = check_package(lambda name: print(f"tiefsee: without {name}", file=sys.stderr))
-    if options.write is not None:
-        options.write.write_text(as_markdown(report, INTRODUCTION))
-    if options.json:
-        print(json.dumps(as_json(report), indent=1))
-    else:
-        _print(report)
-    return 0
-
-
-def _print(report: Any) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    from tiefsee.plan.accuracy_report import SHORT, describe, table
-
-    console = Console()
-    for title, lines in (
-        (report.title, report.lines),
-        ("runs that may have drafted, given that they did", report.open),
-    ):
-        if lines:
-            shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-            for number, heading in enumerate(SHORT):
-                shown.add_column(heading, no_wrap=number > 0, justify="right" if number else "left")
-            for group, chips, who, *cells in table(lines):
-                shown.add_row(f"{group}, {chips}" if group else f"  {who}", *cells)
-            console.print(shown)
-    console.print("worst:")
-    for line in (*(f"  {describe(s)}" for s in report.worst), *report.notes):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    check_plan.add_options(plan)
+    plan.set_defaults(handler=later("check_plan"))
+    parity = steps.add_parser("parity", help="do two devices answer alike?")
+    check_parity.add_options(parity)
+    parity.set_defaults(handler=later("check_parity"))

@@ -14,7 +14,8 @@ from tiefsee.errors import ConfigError, TiefseeError
 
 if TYPE_CHECKING:
     from tiefsee.plan.calibrated import Calibrated
-    from tiefsee.plan.search import Pool, Question
+    from tiefsee.plan.mixed_answer import MixedAnswer
+    from tiefsee.plan.search import Pool, Question, Slo, Workload
     from tiefsee.plan.search.answer import Answer
     from tiefsee.plan.search.fleets import Fleet
 
@@ -26,7 +27,9 @@ ON_A_PAGE = ("h800", "h20", "ascend-910c")
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="preset, folder, config.json or hub id")
     pools = parser.add_argument_group("chips: one pool, or one for each role")
-    pools.add_argument("--chips", metavar="CHIP:N", help="for example h200:32")
+    pools.add_argument(
+        "--chips", action="append", metavar="CHIP:N", help="for example h200:32; given again, the pools are mixed"
+    )
     pools.add_argument("--prefill", metavar="CHIP:N", help="what prefills, with --decode")
     pools.add_argument("--decode", metavar="CHIP:N", help="what decodes, with --prefill")
     pools.add_argument("--against", action="append", default=[], metavar="CHIP:N",
@@ -69,9 +72,35 @@ def run(options: argparse.Namespace) -> int:
     check_report_options(options)
     if options.top < 1:
         raise ConfigError(f"--top is {options.top}; needed is 1 or more")
-    found = answer(options, shipped())
-    command = "tiefsee " + shlex.join(sys.argv[1:])
-    return deliver(found.document(command=command, date=date.today().isoformat()), options)
+    command, today = "tiefsee " + shlex.join(sys.argv[1:]), date.today().isoformat()
+    if len(options.chips or ()) > 1:
+        return deliver(mixed_answer(options, shipped()).document(command=command, date=today), options)
+    return deliver(answer(options, shipped()).document(command=command, date=today), options)
+
+
+def mixed_answer(options: argparse.Namespace, calibrated: Calibrated) -> MixedAnswer:
+    """Several pools as one service."""
+    from tiefsee.plan.mixed import mix
+    from tiefsee.plan.mixed_answer import MixedAnswer
+    from tiefsee.plan.search.corrected import Corrector, steady
+    from tiefsee.plan.search.predicted import predicted
+
+    calm = steady(calibrated)
+    if options.prefill or options.decode or options.concurrency:
+        raise ConfigError(
+            "several --chips are mixed by a linear program; leave --prefill, --decode and --concurrency out"
+        )
+    name, workload, slo = workload_of(options)
+    pools = [pool_of(options, text, options.precision, calm) for text in options.chips]
+    found = mix(
+        workload, slo, pools, goal="throughput" if options.rate is None else "cost", requests_per_s=options.rate,
+        correct=Corrector(calm, options.stack, options.date),
+    )  # fmt: skip
+    predictions = [
+        predicted(plan, calm, stack=options.stack, date=options.date, kv_precision=options.kv_precision)
+        for plan in found.plans
+    ]
+    return MixedAnswer(name, workload, slo, found, predictions)
 
 
 def answer(options: argparse.Namespace, calibrated: Calibrated) -> Answer:
@@ -108,22 +137,29 @@ def answer(options: argparse.Namespace, calibrated: Calibrated) -> Answer:
     return replace(found_answer, tornado=plan_tornado(found.best, question, figure))
 
 
-def question_of(options: argparse.Namespace, calibrated: Calibrated) -> tuple[str, Question]:
-    """(the model's name, the question). Raises ConfigError, ModelNotFound."""
+def workload_of(options: argparse.Namespace) -> tuple[str, Workload, Slo]:
+    """(the model's name, the workload, its levels). Raises ConfigError, ModelNotFound."""
     from tiefsee.cli.inspect import open_spec
     from tiefsee.plan.predictor import _drafts
-    from tiefsee.plan.search import Demand, Goal, Question, Slo, Workload
-    from tiefsee.plan.search.corrected import Corrector
+    from tiefsee.plan.search import Slo, Workload
 
     name, spec = open_spec(options.model)
     workload = Workload(
         spec, options.isl, options.osl, options.cache_hit, options.mtp_acceptance,
         _drafts(options.mtp_drafts, options.mtp_acceptance), options.imbalance,
     )  # fmt: skip
+    return name, workload, Slo(_seconds("--tpot-ms", options.tpot_ms), _seconds("--ttft-ms", options.ttft_ms))
+
+
+def question_of(options: argparse.Namespace, calibrated: Calibrated) -> tuple[str, Question]:
+    """(the model's name, the question). Raises ConfigError, ModelNotFound."""
+    from tiefsee.plan.search import Demand, Goal, Question
+    from tiefsee.plan.search.corrected import Corrector
+
+    name, workload, slo = workload_of(options)
     demand = Demand(options.rate, options.concurrency)
     goal: Goal = options.goal or ("throughput" if demand.is_open else "chips")
     pool, prefill, decode = pools_of(options, calibrated)
-    slo = Slo(_seconds("--tpot-ms", options.tpot_ms), _seconds("--ttft-ms", options.ttft_ms))
     corrector = Corrector(calibrated, options.stack, options.date)
     return name, Question(workload, slo, pool, prefill, decode, goal, demand, correct=corrector)
 
@@ -131,29 +167,28 @@ def question_of(options: argparse.Namespace, calibrated: Calibrated) -> tuple[st
 def pools_of(options: argparse.Namespace, calibrated: Calibrated) -> tuple[Pool | None, Pool | None, Pool | None]:
     """(one for both roles, one that prefills, one that decodes)."""
     split = options.prefill is not None or options.decode is not None
-    if (options.chips is None) == (not split) or (options.prefill is None) != (options.decode is None):
+    if bool(options.chips) == split or (options.prefill is None) != (options.decode is None):
         raise ConfigError("needed are either --chips CHIP:N, or --prefill CHIP:N and --decode CHIP:N")
     if not split:
-        return pool_of(options, options.chips, options.precision, calibrated), None, None
+        return pool_of(options, options.chips[0], options.precision, calibrated), None, None
     first, second = options.prefill_precision or options.precision, options.decode_precision or options.precision
     prefill = pool_of(options, options.prefill, first, calibrated)
     return None, prefill, pool_of(options, options.decode, second, calibrated)
 
 
 def pool_of(options: argparse.Namespace, text: str, precision: str | None, calibrated: Calibrated) -> Pool:
-    """CHIP:N, with the price that was given or is public."""
+    """`h200:32` with its price, its number formats and what its software reaches."""
     from tiefsee.hardware import Figure, parse_fleet
     from tiefsee.plan.money import parse_prices, price_of
     from tiefsee.plan.search import make_pool
 
     chip, count = parse_fleet(text)
-    price = price_of(chip, parse_prices(options.price))
-    figure = None
+    price, figure = price_of(chip, parse_prices(options.price)), None
     if price is not None:
         figure = Figure(price.value, "USD/h", "estimate", price.source, price.low, price.high)
     return make_pool(
-        chip, count, precision=precision, kv_precision=options.kv_precision, stack=options.stack, date=options.date,
-        usd_per_hour=figure, base=calibrated.base,
+        chip, count, precision=precision, kv_precision=options.kv_precision,
+        stack=options.stack, date=options.date, usd_per_hour=figure, base=calibrated.base,
     )  # fmt: skip
 
 

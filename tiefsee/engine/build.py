@@ -11,7 +11,7 @@ from tiefsee.checkpoint import LoadReport, load_network
 from tiefsee.engine.config import EngineConfig, plan_memory
 from tiefsee.engine.core import EngineCore
 from tiefsee.errors import ConfigError, OutOfMemory
-from tiefsee.files import ModelFiles, find_model
+from tiefsee.files import ModelFiles, find_model, fingerprint
 from tiefsee.model import Network
 from tiefsee.ops import Operators, open_device, operators_for
 from tiefsee.spec import ModelSpec, model_spec
@@ -25,22 +25,30 @@ USUAL_MAX_DRAFT = 2
 
 
 def build_core(
-    model: str | Path, device: str, dtype: str, format: str, config: EngineConfig, *, progress: bool = False
-) -> EngineCore:
-    """Load a model and make room for its cache. See `LLM` for the arguments and errors."""
+    model: str | Path, device: str, dtype: str, format: str, config: EngineConfig, *, progress: bool = False,
+    operators: Operators | None = None,
+) -> EngineCore:  # fmt: skip
+    """Load a model and make room for its cache. See `LLM` for the arguments and errors.
+
+    `operators` is another table than the device's own.
+    """
     torch_device = open_device(device)
     files = find_model(model)
     spec = model_spec(files.config)
     chosen = resolve_dtype(dtype, spec)
-    ops = operators_for(torch_device)
+    ops = operators or operators_for(torch_device)
     check_memory(spec, format, chosen, torch_device, ops.free_bytes(torch_device))
     network, report = load(files, spec, torch_device, ops, chosen, format, progress)
     config = resolve_config(config, spec, report)
-    plan, max_context = plan_memory(spec, config, config.cache_dtype or chosen, ops.free_bytes(torch_device))
+    free = ops.free_bytes(torch_device)
+    plan, max_context = plan_memory(spec, config, config.cache_dtype or chosen, free, ops.layout)
     tokenizer = None
     if (files.folder / "tokenizer.json").is_file():
         tokenizer = Tokenizer.from_folder(files.folder, files.config, files.generation_config)
-    core = EngineCore(network, plan, max_context, config, tokenizer, files.generation_config, files.folder)
+    core = EngineCore(
+        network, plan, max_context, config, tokenizer, files.generation_config, files.folder,
+        config.model_id or fingerprint(files),
+    )  # fmt: skip
     core.notes = [*ops.notes, *notes(spec, report)]
     return core
 

@@ -1,23 +1,27 @@
 """The stream cache of one device: pools for history, rings for state, snapshots for resumed prefixes.
 
-    history   [layers, blocks, P / ratio, *shape]       one page per block, the block id is the page id
-    ring      [layers, rings, lookback + k, *shape]     the row of position p at p % rows
-    snapshot  [layers, snapshots, rows at a boundary, *shape]
+    history   blocks * P / ratio rows per layer         one table of blocks for every history stream
+    ring      rings * (lookback + k) rows per layer     the row of position p at p % rows
+    snapshot  snapshots * rows at a boundary per layer
 
-`StreamCache` owns the tensors and carries out what the scheduler orders; `PagedView` shows one step to
-the network. Which block, ring or snapshot is whose is the scheduler's business alone.
+How rows are stored is the layout's business (`stored.py`). `StreamCache` owns the tensors and carries out what
+the scheduler orders; `PagedView` shows one step to the network. Which block, ring or snapshot is whose is the
+scheduler's business alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from tiefsee.engine.stored import StoredRows
+from tiefsee.layouts import ROWS, Layout
 from tiefsee.ops import Operators
+from tiefsee.ops.storage import Stored
 from tiefsee.ops.view import Segment
 from tiefsee.schedule.batch import BeforeStep, CopyBlock, CopyRing, RestoreSnapshot, SaveSnapshot
 from tiefsee.streams import Stream
@@ -25,7 +29,7 @@ from tiefsee.streams import Stream
 
 @dataclass(frozen=True)
 class CachePlan:
-    """How much of everything; see engine/memory.py for how it is chosen."""
+    """How much of everything, and in which layout; see `config.plan_memory` for how it is chosen."""
 
     streams: tuple[Stream, ...]
     block_tokens: int
@@ -34,13 +38,14 @@ class CachePlan:
     num_snapshots: int
     max_draft: int
     dtype: str
+    layout: Layout = ROWS
 
     @property
     def num_bytes(self) -> float:
         """Bytes of all pools together."""
-        per_block = sum(s.block_bytes(self.block_tokens, self.dtype) for s in self.streams)
-        per_ring = sum(s.ring_bytes(self.max_draft, self.dtype) for s in self.streams)
-        per_snapshot = sum(s.snapshot_bytes(self.dtype) for s in self.streams)
+        per_block = sum(s.block_bytes(self.block_tokens, self.dtype, self.layout) for s in self.streams)
+        per_ring = sum(s.ring_bytes(self.max_draft, self.dtype, self.layout) for s in self.streams)
+        per_snapshot = sum(s.snapshot_bytes(self.dtype, self.layout) for s in self.streams)
         return self.num_blocks * per_block + self.num_rings * per_ring + self.num_snapshots * per_snapshot
 
 
@@ -51,27 +56,31 @@ class StreamCache:
         self.plan, self.device, self._ops = plan, device, ops
         self.streams = {s.name: s for s in plan.streams}
         self._row = {(s.name, layer): i for s in plan.streams for i, layer in enumerate(s.layers)}
-        self._pools: dict[str, Tensor] = {}
-        self._rings: dict[str, Tensor] = {}
-        self._snapshots: dict[str, Tensor] = {}
+        self.pools: dict[str, StoredRows] = {}
+        self.rings: dict[str, StoredRows] = {}
+        self.snapshots: dict[str, StoredRows] = {}
         for stream in plan.streams:
             if stream.family == "history":
-                self._pools[stream.name] = self._empty(stream, plan.num_blocks, plan.block_tokens // stream.ratio)
+                rows = plan.block_tokens // stream.ratio
+                self.pools[stream.name] = self._stored(stream, plan.num_blocks, rows, plan.layout.rows_per_page(rows))
             else:
-                self._rings[stream.name] = self._empty(stream, plan.num_rings, stream.ring_rows(plan.max_draft))
-                self._snapshots[stream.name] = self._empty(stream, plan.num_snapshots, stream.snapshot_rows)
+                rows = stream.ring_rows(plan.max_draft)
+                self.rings[stream.name] = self._stored(stream, plan.num_rings, rows, rows)
+                rows = stream.snapshot_rows
+                self.snapshots[stream.name] = self._stored(stream, plan.num_snapshots, rows, rows)
 
-    def _empty(self, stream: Stream, num_pages: int, num_rows: int) -> Tensor:
-        dtype = getattr(torch, self.plan.dtype if stream.dtype == "cache" else stream.dtype)
-        return self._ops.allocate((len(stream.layers), num_pages, num_rows, *stream.shape), dtype, self.device)
+    def _stored(self, stream: Stream, num_blocks: int, rows: int, rows_per_page: int) -> StoredRows:
+        return StoredRows(
+            stream, self.plan.layout, self.plan.dtype, self._ops, self.device, num_blocks, rows, rows_per_page
+        )
+
+    def layer_of(self, stream: str, layer: int) -> int:
+        """Where a layer of the model stands among those of the stream."""
+        return self._row[stream, layer]
 
     def pool(self, stream: str, layer: int) -> Tensor:
-        """[blocks, P / ratio, *shape] of one layer: what a fused operator reads through a block table."""
-        return self._pools[stream][self._row[stream, layer]]
-
-    def ring(self, stream: str, layer: int) -> Tensor:
-        """[rings, rows, *shape] of one layer."""
-        return self._rings[stream][self._row[stream, layer]]
+        """[blocks, P / ratio, *shape] of one layer, where the layout stores plain rows."""
+        return self.pools[stream].blocks(self._row[stream, layer])
 
     def carry_out(self, operation: BeforeStep) -> None:
         """One order of the scheduler: save or restore a snapshot, copy a block or a ring."""
@@ -81,23 +90,25 @@ class StreamCache:
             case RestoreSnapshot(snapshot, ring, num_tokens):
                 self._move_snapshot(ring, snapshot, num_tokens, save=False)
             case CopyBlock(source, destination):
-                for pool in self._pools.values():
-                    pool[:, destination] = pool[:, source]
+                for pool in self.pools.values():
+                    pool.copy_block(source, destination)
             case CopyRing(source, destination):
-                for ring_pool in self._rings.values():
-                    ring_pool[:, destination] = ring_pool[:, source]
+                for rings in self.rings.values():
+                    rings.copy_block(source, destination)
 
     def _move_snapshot(self, ring: int, snapshot: int, num_tokens: int, *, save: bool) -> None:
         """The rows just before position `num_tokens`, between ring and snapshot."""
-        for name, rings in self._rings.items():
+        for name, rings in self.rings.items():
             rows = self.streams[name].snapshot_rows
             if rows == 0:
                 continue
-            slots = torch.arange(num_tokens - rows, num_tokens, device=self.device) % rings.shape[2]
+            saved = self.snapshots[name]
+            slots = torch.arange(num_tokens - rows, num_tokens, device=self.device) % rings.rows_per_block
+            every = torch.arange(rows, device=self.device)
             if save:
-                self._snapshots[name][:, snapshot] = rings[:, ring, slots]
+                rings.copy_rows(ring, slots, saved, snapshot, every)
             else:
-                rings[:, ring, slots] = self._snapshots[name][:, snapshot]
+                saved.copy_rows(snapshot, every, rings, ring, slots)
 
 
 class PagedView:
@@ -117,37 +128,52 @@ class PagedView:
         self.tables, self.rings = tables, rings
         self._indexes: dict[tuple[object, ...], Tensor] = {}
 
+    @property
+    def layout(self) -> Layout:
+        return self.cache.plan.layout
+
     def append_tokens(self, stream: str, layer: int, rows_T: Tensor) -> None:
-        pool = self.cache.pool(stream, layer)
         slots_T = self._index(("slots",), self._token_slots)
-        pool.flatten(0, 1).index_copy_(0, slots_T, rows_T.to(pool.dtype))
+        self.cache.pools[stream].write(self.cache.layer_of(stream, layer), slots_T, rows_T)
 
     def append(self, stream: str, layer: int, segment: int, first_entry: int, rows: Tensor) -> None:
         if len(rows) == 0:
             return
-        pool = self.cache.pool(stream, layer)
-        per_page = pool.shape[1]
+        pool = self.cache.pools[stream]
+        per_block = pool.rows_per_block
         entries = range(first_entry, first_entry + len(rows))
         slots = self._index(
-            ("entries", per_page, segment),
-            lambda: [self.tables[segment][e // per_page] * per_page + e % per_page for e in entries],
+            ("entries", per_block, segment),
+            lambda: [self.tables[segment][e // per_block] * per_block + e % per_block for e in entries],
         )
-        pool.flatten(0, 1).index_copy_(0, slots, rows.to(pool.dtype))
+        pool.write(self.cache.layer_of(stream, layer), slots, rows)
 
     def history(self, stream: str, layer: int, segment: int, num_entries: int) -> Tensor:
-        pool = self.cache.pool(stream, layer)
-        num_pages = -(-num_entries // pool.shape[1])
-        table = self.tables[segment][:num_pages]
-        if not num_pages:
-            return pool[0, :0]
-        if all(b - a == 1 for a, b in pairwise(table)):
-            pages = pool[table[0] : table[0] + num_pages]  # neighbours: a view, nothing is copied
-        else:
-            pages = pool[self._index(("pages", segment, num_pages), lambda: table)]
-        return pages.flatten(0, 1)[self.segments[segment].origin : num_entries]
+        pool, row = self.cache.pools[stream], self.cache.layer_of(stream, layer)
+        num_blocks = -(-num_entries // pool.rows_per_block)
+        table = self.tables[segment][:num_blocks]
+        index = None
+        if not all(b - a == 1 for a, b in pairwise(table)):
+            index = self._index(("blocks", segment, num_blocks), lambda: table)
+        rows = pool.read_blocks(row, table, index) if num_blocks else pool.read_blocks(row, [0], None)[:0]
+        return rows[self.segments[segment].origin : num_entries]
 
     def pool(self, stream: str, layer: int) -> Tensor:
         return self.cache.pool(stream, layer)
+
+    def pages(self, stream: str, layer: int) -> Stored:
+        return self.cache.pools[stream].pages(self.cache.layer_of(stream, layer))
+
+    def page_table(self, stream: str) -> Tensor:
+        pool = self.cache.pools[stream]
+        count, size = pool.pages_per_block, self.cache.plan.block_tokens
+        width = max(-(-s.end // size) for s in self.segments)
+
+        def rows() -> list[list[int]]:
+            tables = [[*t[:width], *[0] * (width - len(t))] for t in map(list, self.tables)]
+            return [[block * count + page for block in table for page in range(count)] for table in tables]
+
+        return self._index(("pages", count), rows)
 
     def token_pages(self) -> tuple[Tensor, Tensor, Tensor]:
         counts, size = [s.num_tokens for s in self.segments], self.cache.plan.block_tokens
@@ -161,22 +187,25 @@ class PagedView:
         return tables[spread], first[spread], last
 
     def recent(self, stream: str, layer: int, segment: int, num_rows: int) -> Tensor | None:
-        ring = self.cache.ring(stream, layer)
-        end, size = self.segments[segment].start, ring.shape[1]
+        rings = self.cache.rings[stream]
+        end, size = self.segments[segment].start, rings.rows_per_block
         first = max(self.segments[segment].origin, end - num_rows)
         if first >= end:
             return None
-        slots = self._index(("recent", segment, size, num_rows), lambda: [p % size for p in range(first, end)])
-        return ring[self.rings[segment]][slots]
+        ring = self.rings[segment]
+        slots = self._index(
+            ("recent", segment, size, num_rows), lambda: [ring * size + p % size for p in range(first, end)]
+        )
+        return rings.read(self.cache.layer_of(stream, layer), slots)
 
     def remember(self, stream: str, layer: int, rows_T: Tensor) -> None:
-        ring = self.cache.ring(stream, layer)
-        size = ring.shape[1]
+        rings = self.cache.rings[stream]
+        size = rings.rows_per_block
         tokens = self._index(("kept", size), lambda: self._kept_tokens(size))
         slots = self._index(("ring", size), lambda: self._ring_slots(size))
-        ring.flatten(0, 1).index_copy_(0, slots, rows_T[tokens].to(ring.dtype))
+        rings.write(self.cache.layer_of(stream, layer), slots, rows_T[tokens])
 
-    def _index(self, key: tuple[object, ...], make) -> Tensor:  # type: ignore[no-untyped-def]
+    def _index(self, key: tuple[object, ...], make: Callable[[], object]) -> Tensor:
         if key not in self._indexes:
             self._indexes[key] = torch.tensor(make(), dtype=torch.int64, device=self.cache.device)
         return self._indexes[key]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tiefsee.engine.cache import CachePlan
 from tiefsee.errors import ConfigError, OutOfMemory
+from tiefsee.layouts import ROWS, Layout, find_layout
 from tiefsee.spec.model import ModelSpec
 from tiefsee.spec.streams import cache_streams
 from tiefsee.streams import Stream, block_tokens
@@ -27,6 +28,9 @@ class EngineConfig:
     `max_step_tokens` is the token budget of a step: the largest prefill chunk and what decodes share.
     `max_draft` is how many tokens an MTP layer may draft per step; 0 switches speculation off.
     `snapshot_every` keeps the state streams at every n-th block boundary (0: at the ends only).
+    `cache_dtype` is that of cached rows (None: the model's), `cache_layout` how the device stores them, by name
+    (None: as its operators want them). `model_id` names the model where requests move between engines whose
+    checkpoints are the same model in unlike files (None: the fingerprint of the checkpoint).
     """
 
     max_step_tokens: int = 512
@@ -36,6 +40,8 @@ class EngineConfig:
     num_snapshots: int | None = None
     cache_bytes: float | None = None
     cache_dtype: str | None = None
+    cache_layout: str | None = None
+    model_id: str | None = None
     enable_prefix_cache: bool = True
     max_draft: int | None = None
     snapshot_every: int = 4
@@ -50,26 +56,33 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and not value >= bound:
                 raise ConfigError(f"{name} = {value}; needed {bound} or more")
+        if self.cache_layout is not None:
+            find_layout(self.cache_layout)
+        if self.cache_dtype not in (None, "float32", "bfloat16", "float16"):
+            raise ConfigError(f"cache_dtype = {self.cache_dtype!r}; needed float32, bfloat16 or float16")
 
 
-def plan_memory(spec: ModelSpec, config: EngineConfig, dtype: str, free: float) -> tuple[CachePlan, int]:
+def plan_memory(
+    spec: ModelSpec, config: EngineConfig, dtype: str, free: float, layout: Layout = ROWS
+) -> tuple[CachePlan, int]:
     """The pools of an engine, and the longest context that they hold.
 
-    Rings come first (one per running request), then one request of the wanted context, then snapshots
-    and blocks for as many requests as the share of free memory holds. Raises OutOfMemory with the bytes
-    that are short and the context that would fit.
+    `layout` is what the operators want; the config may ask for another. Rings come first (one per running
+    request), then one request of the wanted context, then snapshots and blocks for as many requests as the
+    share of free memory holds. Raises OutOfMemory with the bytes that are short and the context that would fit.
     """
     max_draft = config.max_draft or 0
+    layout = layout if config.cache_layout is None else find_layout(config.cache_layout)
     streams = cache_streams(spec, speculate=max_draft > 0)
     size = block_tokens(streams)
     max_context = min(config.max_context or spec.max_position_embeddings, spec.max_position_embeddings)
     budget = config.cache_bytes if config.cache_bytes is not None else CACHE_SHARE * free
-    rings = config.max_running * sum(s.ring_bytes(max_draft, dtype) for s in streams)
-    per_block = sum(s.block_bytes(size, dtype) for s in streams)
+    rings = config.max_running * sum(s.ring_bytes(max_draft, dtype, layout) for s in streams)
+    per_block = sum(s.block_bytes(size, dtype, layout) for s in streams)
     wanted = -(-max_context // size)
     if config.num_blocks is None:
         left = budget - rings
-        num_snapshots = _snapshots(streams, config, dtype, left * SNAPSHOT_SHARE)
+        num_snapshots = _snapshots(streams, config, dtype, layout, left * SNAPSHOT_SHARE)
         fitting = int((left * (1 - SNAPSHOT_SHARE if num_snapshots else 1)) // per_block) if per_block else wanted
         num_blocks = min(fitting, wanted * (config.max_running + REMEMBERED_REQUESTS))
         if num_blocks < 1 or (config.max_context is not None and num_blocks < wanted):
@@ -81,10 +94,10 @@ def plan_memory(spec: ModelSpec, config: EngineConfig, dtype: str, free: float) 
             )
     else:
         num_blocks = config.num_blocks
-        num_snapshots = _snapshots(streams, config, dtype, SNAPSHOT_SHARE * num_blocks * per_block + 64e6)
+        num_snapshots = _snapshots(streams, config, dtype, layout, SNAPSHOT_SHARE * num_blocks * per_block + 64e6)
     plan = CachePlan(
         streams, size, num_blocks, config.max_running if _has_state(streams) else 0, num_snapshots,
-        max_draft, dtype,
+        max_draft, dtype, layout,
     )  # fmt: skip
     return plan, min(max_context, num_blocks * size)
 
@@ -93,11 +106,11 @@ def _has_state(streams: Sequence[Stream]) -> bool:
     return any(s.family == "state" for s in streams)
 
 
-def _snapshots(streams: Sequence[Stream], config: EngineConfig, dtype: str, budget: float) -> int:
+def _snapshots(streams: Sequence[Stream], config: EngineConfig, dtype: str, layout: Layout, budget: float) -> int:
     """Snapshot slots: as asked for, or as many as the budget holds, at most eight per running request."""
     if not _has_state(streams) or not config.enable_prefix_cache:
         return 0
     if config.num_snapshots is not None:
         return config.num_snapshots
-    per_snapshot = sum(s.snapshot_bytes(dtype) for s in streams)
+    per_snapshot = sum(s.snapshot_bytes(dtype, layout) for s in streams)
     return max(0, min(int(budget // per_snapshot), 8 * config.max_running)) if per_snapshot else 8 * config.max_running

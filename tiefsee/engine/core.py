@@ -19,17 +19,20 @@ from typing import Any
 
 from torch import Tensor
 
+from tiefsee.engine import transfer
 from tiefsee.engine.cache import CachePlan, StreamCache
 from tiefsee.engine.config import EngineConfig
 from tiefsee.engine.delta import Delta
+from tiefsee.engine.fingerprint import network_fingerprint
 from tiefsee.engine.generation import Generation, sample_seed
 from tiefsee.engine.guide import Guide, Matcher
+from tiefsee.engine.moved import Moved, MovedDrafts
 from tiefsee.engine.runner import Runner, StepResult
 from tiefsee.engine.sampling import Sampling
 from tiefsee.engine.speculate import Committed, Drafter, DraftLength
 from tiefsee.errors import ConfigError, InvalidSampling, InvalidToken, NoToken, PromptTooLong, RequestError
 from tiefsee.model import Network
-from tiefsee.schedule import Accepted, Batch, Entry, Request, Scheduler, SchedulerConfig
+from tiefsee.schedule import Accepted, Batch, Entry, Request, Scheduler, SchedulerConfig, handover
 from tiefsee.spec.fields import token_ids
 from tiefsee.spec.model import ModelSpec
 from tiefsee.text import Tokenizer
@@ -58,13 +61,14 @@ class EngineCore:
     def __init__(
         self, network: Network, plan: CachePlan, max_context: int, config: EngineConfig,
         tokenizer: Tokenizer | None = None, generation_config: Mapping[str, Any] | None = None,
-        folder: Path | None = None,
+        folder: Path | None = None, fingerprint: str | None = None,
     ) -> None:  # fmt: skip
         self.spec: ModelSpec = network.spec
         self.config, self.plan, self.max_context = config, plan, max_context
         self.tokenizer, self.generation_config = tokenizer, dict(generation_config or {})
         self.notes: list[str] = []  # of the load: what the user should know
         self.folder = folder or Path()  # of the checkpoint: chat formats are read from it
+        self._fingerprint = fingerprint
         self.runner = Runner(network, StreamCache(plan, network.device, network.ops))
         self.scheduler = Scheduler(scheduler_config(config, plan, max_context))
         self.counters = Counters()
@@ -74,6 +78,7 @@ class EngineCore:
         self._generations: dict[str, Generation] = {}
         self._ids = itertools.count()
         self.eos_ids = check_generation_config(self.generation_config, self.spec)
+        self._is_stuck = False
         if tokenizer is not None:
             self.guide = Guide(tokenizer, self.spec.vocab_size, self.eos_ids)
 
@@ -90,14 +95,14 @@ class EngineCore:
         sampling = sampling.with_defaults(self.generation_config)
         self._check(prompt, sampling)
         keeps_rows = keep_logits or sampling.prompt_logprobs is not None
-        matcher = self._matcher(sampling)
+        matcher = self.matcher(sampling)
         if sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbits(62))
         group = []
         for index in range(sampling.n):
             room = self.max_context - len(prompt)
             request = Request(
-                request_id=str(next(self._ids)),
+                request_id=self.new_id(),
                 tokens=list(prompt),
                 num_prompt_tokens=len(prompt),
                 max_tokens=min(sampling.max_tokens or room, room),
@@ -115,6 +120,7 @@ class EngineCore:
         first = group[0]
         first.siblings = group[1:]
         self.scheduler.add(first.request)
+        self._is_stuck = False
         self._generations[first.request.request_id] = first
         self.counters.prompt_tokens += len(prompt)
         return group
@@ -150,6 +156,7 @@ class EngineCore:
         if generation.finish_reason is None:
             generation.finish_reason = "cancelled"
             self.scheduler.cancel(generation.request.request_id)
+            self._is_stuck = False
             self._forget(generation)
             generation.tell()
 
@@ -158,9 +165,17 @@ class EngineCore:
             self.cancel(generation)
 
     def has_work(self) -> bool:
-        return self.scheduler.has_work()
+        """Whether `step` can do something; not while requests that are held for a move keep all room."""
+        return self.scheduler.has_work() and not self._is_stuck
 
-    def _matcher(self, sampling: Sampling) -> Matcher | None:
+    def new_id(self) -> str:
+        return str(next(self._ids))
+
+    def generation(self, request_id: str) -> Generation | None:
+        """The live answer of that id."""
+        return self._generations.get(request_id)
+
+    def matcher(self, sampling: Sampling) -> Matcher | None:
         """At the start of the constraint. Compiles it here (1 to 100 ms) unless that was done before."""
         if sampling.constraint is None:
             return None
@@ -186,13 +201,61 @@ class EngineCore:
         if sampling.stop and self.tokenizer is None:
             raise RequestError("stop strings need a tokenizer, and this model came without one; use stop_token_ids")
 
+    # ---------------------------------------------------------------------------------- moving
+
+    @property
+    def fingerprint(self) -> str:
+        """Which model this is, for engines that hand requests to each other."""
+        if self._fingerprint is None:
+            self._fingerprint = self.config.model_id or network_fingerprint(self.runner.network)
+        return self._fingerprint
+
+    def export(self, request_id: str) -> Moved:
+        """A live request with all its rows. It is held here until `release` or `resume`; see transfer.py."""
+        return transfer.export(self, request_id)
+
+    def admit(self, moved: Moved, on_delta: Callable[[int, Delta], None]) -> Generation:
+        """Go on with a request that another engine has exported; all or nothing."""
+        return transfer.admit(self, moved, on_delta)
+
+    def release(self, request_id: str) -> None:
+        """The exported request was admitted elsewhere: it is gone here, and told so."""
+        generation = transfer.held(self, request_id)
+        generation.finish_reason = "moved"
+        handover.let_go(self.scheduler, generation.request)
+        self._forget(generation)
+        generation.tell()
+        self._is_stuck = False
+
+    def resume(self, request_id: str) -> None:
+        """The exported request was not admitted elsewhere: it goes on here."""
+        handover.resume(self.scheduler, transfer.held(self, request_id).request)
+        self._is_stuck = False
+
+    def enter(self, generation: Generation, drafts: MovedDrafts | None) -> None:
+        """Take up an answer whose request the scheduler has adopted."""
+        self._generations[generation.request.request_id] = generation
+        self._is_stuck = False
+        if self._drafter is not None and generation.request.num_committed_tokens:
+            self._drafter.take_up(generation.request.request_id, drafts)
+
+    def drafts_of(self, request_id: str) -> MovedDrafts | None:
+        """How far the MTP layers' rows of a request are complete; None where nothing was ever drafted."""
+        return None if self._drafter is None else self._drafter.state_of(request_id)
+
+    def flush_orders(self) -> None:
+        """Carry out what the scheduler has ordered for the next step: rows are then where it says they are."""
+        for order in self.scheduler.take_orders():
+            self.runner.cache.carry_out(order)
+
     # ---------------------------------------------------------------------------------- step
 
     def step(self) -> None:
         """One pass of the network, and all that goes with it."""
         began = time.perf_counter()
         batch = self.scheduler.schedule()
-        if not batch.entries:
+        self._is_stuck = not batch.entries
+        if self._is_stuck:
             return
         result = self.runner.run(batch)
         accepted = [self._accept(entry, logits) for entry, logits in zip(batch.entries, result.logits, strict=True)]

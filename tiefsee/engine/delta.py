@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-FinishReason = Literal["stop", "length", "cancelled", "error"]
+# "moved": the answer goes on in another engine, and not here.
+FinishReason = Literal["stop", "length", "cancelled", "error", "moved"]
 
 
 @dataclass(frozen=True)

@@ -9,26 +9,27 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from tiefsee.engine.core import EngineCore
 from tiefsee.engine.delta import Delta
 from tiefsee.engine.generation import Generation
+from tiefsee.engine.moved import Moved
 from tiefsee.engine.sampling import Sampling
-from tiefsee.errors import DeviceError, RequestError
+from tiefsee.errors import DeviceError, MoveError, RequestError
+
+T = TypeVar("T")
 
 
 @dataclass
 class _Call:
     """One request between its caller and the stepping thread."""
 
-    prompt: Sequence[int]
-    sampling: Sampling
-    priority: int
-    salt: str | None
     loop: asyncio.AbstractEventLoop
+    name: str | None = None
     deltas: asyncio.Queue[tuple[int, Delta] | BaseException] = field(default_factory=asyncio.Queue)
     group: list[Generation] = field(default_factory=list)
 
@@ -69,20 +70,89 @@ class Engine:
         await asyncio.to_thread(self._thread.join)
 
     async def generate(
-        self, prompt: Sequence[int], sampling: Sampling, *, priority: int = 0, salt: str | None = None
-    ) -> AsyncIterator[tuple[int, Delta]]:
+        self, prompt: Sequence[int], sampling: Sampling, *, priority: int = 0, salt: str | None = None,
+        name: str | None = None,
+    ) -> AsyncIterator[tuple[int, Delta]]:  # fmt: skip
         """(index of the answer, delta) as they come, until each of the n answers has a finish reason.
 
-        Raises RequestError if the prompt cannot be served, DeviceError if the engine has failed.
+        `name` is what `export` will call it. Raises RequestError if the prompt cannot be served, DeviceError if
+        the engine has failed.
         """
-        if self._failure is not None:
-            raise DeviceError("the engine has stopped after an error; start it again") from self._failure
+        self._refuse_if_failed()
         guide = self.core.guide
         if sampling.constraint is not None and guide is not None and guide.find(sampling.constraint) is None:
             await asyncio.to_thread(guide.compile, sampling.constraint)  # not in the thread that steps
-        call = _Call(prompt, sampling, priority, salt, asyncio.get_running_loop())
-        self._commands.put(lambda: self._add(call))
-        open_answers = sampling.n
+        call = _Call(asyncio.get_running_loop(), name)
+        self._commands.put(lambda: self._add(call, prompt, sampling, priority, salt))
+        async with aclosing(self._listen(call, sampling.n)) as items:
+            async for item in items:
+                yield item
+
+    # ------------------------------------------------------------------------- moving a request
+
+    async def export(self, name: str, index: int = 0) -> Moved:
+        """One answer of the call `name` with all its rows. It is held here until `release` or `resume`, one of
+        which must follow. Raises MoveError if it is not running, or cannot be moved now."""
+        return await self._ask(lambda: self.core.export(self._find(name, index)))
+
+    async def release(self, name: str, index: int = 0) -> None:
+        """The exported answer goes on elsewhere: who listens here hears "moved"."""
+        await self._ask(lambda: self.core.release(self._find(name, index)))
+
+    async def resume(self, name: str, index: int = 0) -> None:
+        """The exported answer was not admitted elsewhere and goes on here."""
+        await self._ask(lambda: self.core.resume(self._find(name, index)))
+
+    async def admit(self, moved: Moved, *, name: str | None = None) -> AsyncIterator[tuple[int, Delta]]:
+        """Go on with an answer that another engine has exported; returns what `generate` does, from there on.
+
+        When this returns the request is here. Raises MoveError or LayoutError, and then nothing of it is.
+        """
+        self._refuse_if_failed()
+        call = _Call(asyncio.get_running_loop(), name)
+
+        def enter() -> int:
+            first = self.core.admit(moved, lambda index, delta: call.tell((index, delta)))
+            call.group = [first, *first.siblings]
+            self._calls[id(call)] = call
+            return len(call.group)
+
+        return self._listen(call, await self._ask(enter))
+
+    def _find(self, name: str, index: int) -> str:
+        for call in self._calls.values():
+            for generation in call.group if call.name == name else ():
+                if generation.index == index:
+                    return generation.request.request_id
+        raise MoveError(f"no call {name!r} with an answer {index} is running here")
+
+    async def _ask(self, what: Callable[[], T]) -> T:
+        """Run something between two steps, in the thread that steps; its result or its exception comes back."""
+        self._refuse_if_failed()
+        loop = asyncio.get_running_loop()
+        result: asyncio.Future[T] = loop.create_future()
+
+        def settle(value: Any, error: Exception | None) -> None:
+            if not result.done():
+                result.set_exception(error) if error is not None else result.set_result(value)
+
+        def command() -> None:
+            value, found = None, None
+            try:
+                value = what()
+            except Exception as error:  # whoever asked has to hear of it; nothing has changed
+                found = error
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(settle, value, found)
+
+        self._commands.put(command)
+        return await result
+
+    def _refuse_if_failed(self) -> None:
+        if self._failure is not None:
+            raise DeviceError("the engine has stopped after an error; start it again") from self._failure
+
+    async def _listen(self, call: _Call, open_answers: int) -> AsyncGenerator[tuple[int, Delta], None]:
         try:
             while open_answers:
                 item = await call.deltas.get()
@@ -113,12 +183,11 @@ class Engine:
                 self._fail(error)
                 return
 
-    def _add(self, call: _Call) -> None:
+    def _add(self, call: _Call, prompt: Sequence[int], sampling: Sampling, priority: int, salt: str | None) -> None:
         try:
             call.group = self.core.add(
-                call.prompt, call.sampling, lambda index, delta: call.tell((index, delta)),
-                priority=call.priority, salt=call.salt,
-            )  # fmt: skip
+                prompt, sampling, lambda index, delta: call.tell((index, delta)), priority=priority, salt=salt
+            )
         except RequestError as error:
             call.tell(error)
             return

@@ -145,6 +145,23 @@ class Generation:
             piece += self._detokeniser.flush()
         self.text += piece
 
+    def replay(
+        self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs], prompt: Sequence[TokenLogprobs | None]
+    ) -> bool:
+        """Take what was drawn and told elsewhere; False if the answer would have ended on the way."""
+        for count, token in enumerate(tokens, 1):
+            self.token_ids.append(token)
+            if self._detokeniser is not None:
+                self.text += self._detokeniser.feed(token, may_stop=count >= self.sampling.min_tokens)
+                if self._detokeniser.stopped_by is not None:
+                    return False
+            if self.matcher is not None:
+                self.matcher.advance(token)
+        self.logprobs, self._prompt_logprobs = list(logprobs), tuple(prompt)
+        self._told_tokens, self._told_text = len(self.token_ids), len(self.text)
+        self._new_ranges()
+        return self.matcher is None or self.matcher.error is None
+
     def tell(self) -> None:
         """Report what was added since the last time, if anything was."""
         new, text = tuple(self.token_ids[self._told_tokens :]), self.text[self._told_text :]

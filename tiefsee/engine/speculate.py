@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tiefsee.engine.cache import PagedView
 from tiefsee.engine.generation import Generation
+from tiefsee.engine.moved import MovedDrafts
 from tiefsee.engine.runner import Runner, StepResult, ring_of
 from tiefsee.errors import NoToken
 from tiefsee.ops.view import Segment
@@ -48,6 +49,16 @@ class Drafter:
     def forget(self, request_id: str) -> None:
         self._origin.pop(request_id, None)
         self._filled.pop(request_id, None)
+
+    def state_of(self, request_id: str) -> MovedDrafts | None:
+        """What another engine must know to draft on; None before the first step of a request."""
+        if request_id not in self._filled:
+            return None
+        return MovedDrafts(self._origin[request_id], self._filled[request_id])
+
+    def take_up(self, request_id: str, state: MovedDrafts | None) -> None:
+        """A request that came with its rows. None: with the decoder's only, so drafting begins behind them."""
+        self._origin[request_id], self._filled[request_id] = (state.origin, state.filled) if state else (1, 0)
 
     @torch.inference_mode()
     def propose(self, committed: Sequence[Committed], result: StepResult, num_drafts: int) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tiefsee.layouts import ROWS
 from tiefsee.ops import native, reference
 from tiefsee.ops.table import Operators
 from tiefsee.ops.view import CacheView, PagedHistory
@@ -93,6 +94,7 @@ class CpuOperators(Operators):
             or len(query_nope_THN) > NATIVE_QUERIES
             or (picks is not None and any(p is not None for p in picks))
             or not isinstance(view, PagedHistory)
+            or view.layout != ROWS
             or view.pool("latent", layer).dtype != torch.bfloat16
         ):
             return reference.latent_attention(

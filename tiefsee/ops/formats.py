@@ -63,7 +63,7 @@ def pack_fp8(values: Tensor, block: tuple[int, int], *, ue8m0: bool) -> tuple[Te
 
     The largest value of a block lands on 448 (or, with powers of two, at most there).
     """
-    scale = _scales(_block_maxima(values, block), E4M3_MAX, ue8m0)
+    scale = _scales(block_maxima(values, block), E4M3_MAX, ue8m0)
     codes = values.float() / expand_blocks(scale, block, (values.shape[0], values.shape[1]))
     return codes.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn), scale
 
@@ -82,7 +82,7 @@ def pack_fp4(values: Tensor) -> tuple[Tensor, Tensor]:
 
     Rounds to the nearest code, ties to the even one. -0 keeps its sign.
     """
-    scale = _scales(_block_maxima(values, (1, FP4_COLUMNS)), E2M1_MAX, True)
+    scale = _scales(block_maxima(values, (1, FP4_COLUMNS)), E2M1_MAX, True)
     scaled = values.float() / scale.repeat_interleave(FP4_COLUMNS, 1)[:, : values.shape[1]]
     codes = torch.tensor(E2M1_VALUES, device=values.device)
     middles = (codes[1:] + codes[:-1]) / 2
@@ -107,7 +107,8 @@ def pack_int8(values: Tensor) -> tuple[Tensor, Tensor]:
     return (wide / scale.unsqueeze(-1)).round().clamp(-127, 127).to(torch.int8), scale
 
 
-def _block_maxima(values: Tensor, block: tuple[int, int]) -> Tensor:
+def block_maxima(values: Tensor, block: tuple[int, int]) -> Tensor:
+    """The largest magnitude of each block, float32."""
     rows, columns = num_blocks((values.shape[0], values.shape[1]), block)
     padded = values.new_zeros(rows * block[0], columns * block[1], dtype=torch.float32)
     padded[: values.shape[0], : values.shape[1]] = values.abs()

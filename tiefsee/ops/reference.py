@@ -190,7 +190,8 @@ def latent_attention(
     weight_HOC = dense(wkv_b, query_nope_THN.dtype).unflatten(0, (heads, -1))
     key_HNC, value_HVC = weight_HOC.split((nope, value_dim), dim=1)
     tokens = [slice(segment.first, segment.last) for segment in view.segments]
-    rows = [view.history("latent", layer, i, segment.end) for i, segment in enumerate(view.segments)]
+    dtype = query_nope_THN.dtype
+    rows = [view.history("latent", layer, i, segment.end).to(dtype) for i, segment in enumerate(view.segments)]
     chosen: list[Tensor | None] = picks or [None] * len(rows)
     absorbs = [s.num_tokens < break_even(weight_HOC, value_dim) for s in view.segments]
     if all(absorbs):

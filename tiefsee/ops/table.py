@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tiefsee.errors import DeviceError
+from tiefsee.layouts import ROWS, Layout
 from tiefsee.ops import reference
 from tiefsee.ops.weight import Weight
 
@@ -19,6 +20,7 @@ class Operators:
     """The definition of every operator, in plain torch, for any device that torch knows."""
 
     name = "reference"
+    layout: Layout = ROWS  # how the operators of this backend want cached rows stored
     notes: tuple[str, ...] = ()  # what a user should know of this backend on this machine
 
     linear = staticmethod(reference.linear)
@@ -48,6 +50,10 @@ class Operators:
     @staticmethod
     def free_bytes(device: torch.device) -> float:
         """Memory that an allocation on this device may still take."""
+        if device.type == "cpu":  # the definition, asked for on the CPU: torch has no such figure there
+            from tiefsee.ops.cpu import CpuOperators
+
+            return CpuOperators.free_bytes(device)
         return float(torch.get_device_module(device).mem_get_info(device)[0])
 
     def run_experts(

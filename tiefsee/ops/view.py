@@ -14,6 +14,8 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from tiefsee.layouts import Layout
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -68,8 +70,21 @@ class CacheView(Protocol):
 class PagedHistory(CacheView, Protocol):
     """A view whose history lies on pages that a fused operator may read by itself."""
 
+    @property
+    def layout(self) -> Layout:
+        """How rows are stored: an operator that reads pages must know it, and leave others to the definition."""
+        ...
+
     def pool(self, stream: str, layer: int) -> Tensor:
-        """All pages of one layer, [M, P, *shape]."""
+        """All blocks of one layer, [M, P, *shape]; for layouts of plain rows only."""
+        ...
+
+    def pages(self, stream: str, layer: int) -> tuple[Tensor, ...]:
+        """All pages of one layer, [pages, rows, width] for each plane of the layout."""
+        ...
+
+    def page_table(self, stream: str) -> Tensor:
+        """Pages of each segment, in order: [segments, pages] int64, 0 where a segment has fewer."""
         ...
 
     def token_pages(self) -> tuple[Tensor, Tensor, Tensor]:

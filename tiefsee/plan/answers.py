@@ -35,7 +35,7 @@ def answer_decode(q: Question) -> Prediction:
         return decode_s(w, each, context, q.drafts, e) / (1 + q.accepted)
 
     situation = q.situation(Deployment(worker, replicas, q.precision, worker, 1), requests)
-    mean, deviation = q.calibrated.tpot.correction(situation)
+    mean, deviation = q.calibrated.correction("tpot", situation)
     grade = grade_of(worker.chip, q.calibrated.grade(situation, "tpot"))
     value = tpot_s(worker) * math.exp(mean)
     tpot = ranged(value, with_chip(deviation, worker, tpot_s), "tpot_s", grade)
@@ -58,7 +58,7 @@ def answer_prefill(q: Question) -> Prediction:
         return prefill_each_s(w, q.tokens, cached, e, step_tokens)
 
     situation = q.situation(Deployment(worker, replicas, q.precision, worker, 1), q.batch or groups)
-    mean, deviation = q.calibrated.prefill.correction(situation)
+    mean, deviation = q.calibrated.correction("prefill", situation)
     grade = grade_of(worker.chip, q.calibrated.grade(situation, "prefill"))
     deviation = with_chip(deviation, worker, each_s)
     rate = groups * q.tokens / (each_s(worker) * math.exp(mean)) / q.num_chips
@@ -82,8 +82,8 @@ def answer_e2e(q: Question, disagg: Mapping[str, Any] | None) -> Prediction:
     decode_e, prefill_e = q.efficiency(d.decode.chip), q.efficiency(first.chip)
     served = d.serve(load, decode_e, prefill_e)
     situation = q.situation(d, requests)
-    tpot_mean, tpot_deviation = q.calibrated.tpot.correction(situation)
-    ttft_mean, ttft_deviation = q.calibrated.ttft.correction(situation)
+    tpot_mean, tpot_deviation = q.calibrated.correction("tpot", situation)
+    ttft_mean, ttft_deviation = q.calibrated.correction("ttft", situation)
     tpot_deviation = with_chip(
         tpot_deviation, d.decode, lambda w: replace(d, decode=w).serve(load, decode_e, prefill_e).tpot_s
     )

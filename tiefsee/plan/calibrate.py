@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import datetime
 import gzip
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 from tiefsee.plan.calibrated import QUANTITIES, Calibrated, read_kernels, write_kernels, write_neighbours
@@ -57,17 +58,26 @@ def residuals(
 
 
 def make_kernels(samples: Sequence[Sample], fitted: Fitted) -> dict[str, Kernel]:
-    """Tuned on every n-th row, then scaled so that 80 % ranges of left-out campaigns cover 80 %."""
+    """Tuned on every n-th row, then scaled so that 80 % ranges cover 80 % of what is left out, between what campaigns
+    and what families need."""
     kernels = {}
     for quantity, (which, situations, values) in residuals(samples, fitted.drafts, fitted.calibration).items():
         stride = -(-len(values) // MOST_TUNED)
         part = slice(None, None, stride)
         campaigns, families = [s.campaign for s in which], [s.family for s in which]
         kernel = tune(situations[part], values[part], [campaigns[part], families[part]])
-        mean, variance = left_out(kernel, situations, values, campaigns)
-        ratios = sorted(abs(v - m) / s**0.5 for v, m, s in zip(values, mean, variance, strict=True))
-        kernels[quantity] = narrowed(kernel, ratios[int(0.8 * len(ratios))] / 1.2816)
+        needed = [_needed(kernel, situations, values, groups) for groups in (campaigns, families)]
+        kernels[quantity] = narrowed(kernel, math.prod(needed) ** 0.5)
     return kernels
+
+
+def _needed(
+    kernel: Kernel, situations: Sequence[Situation], values: Sequence[float], groups: Sequence[Hashable]
+) -> float:
+    """How much wider ranges have to be to cover 80 % of what is left out by groups."""
+    mean, variance = left_out(kernel, situations, values, groups)
+    ratios = sorted(abs(v - m) / s**0.5 for v, m, s in zip(values, mean, variance, strict=True))
+    return float(ratios[int(0.8 * len(ratios))]) / 1.2816
 
 
 def with_neighbours(

@@ -13,7 +13,7 @@ from tiefsee.plan.formats import formats_of
 from tiefsee.plan.neighbours import Situation
 from tiefsee.plan.serving import Load, Served, Worker, serve_aggregated, serve_disaggregated
 from tiefsee.spec import ModelSpec, cache_streams
-from tiefsee.streams import DTYPE_BYTES, Stream
+from tiefsee.streams import Stream
 
 LAYOUT_KEYS = ("tp", "dp", "ep", "pp", "moe_tp")
 # Engines that run collectives of one half of a batch beside the operators of the other, as they publish.
@@ -69,7 +69,6 @@ class Deployment:
 def cache_bytes(spec: ModelSpec, tokens: float, number_format: str) -> float:
     """Bytes of the streams of one request of so many tokens: 70,272 a token for V3 in BF16."""
     dtype = {"bf16": "bfloat16", "fp8": "float8_e4m3", "int8": "int8"}.get(number_format, "bfloat16")
-    assert dtype in DTYPE_BYTES
     streams = _streams(spec)
     return sum(s.bytes_per_token(dtype) * tokens + s.ring_bytes(0, dtype) for s in streams)
 

@@ -25,7 +25,7 @@ class Efficiency:
     launch_s       between two dependent operators of one step: launch, tail, the gap of a graph
     step_s         once per step: scheduling, sampling, the host
     near_s, far_s  once per collective inside a node or supernode, and across nodes
-    half_rows      products of so many rows reach half of what large ones do
+    half_rows      products of so many rows reach little more than half of what large ones do, of few rows a fifth
     prefill        the arithmetic's efficiency in prefill steps over that in decode steps of as many rows
     eager          launches of a prefill step against those of a captured decode step
     overlapped     how much longer operators take while a collective runs beside them (two-batch overlap)

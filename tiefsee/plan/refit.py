@@ -30,23 +30,17 @@ def calibrated_without(without: frozenset[str]) -> Calibrated:
     base = fold(without)
     kernels = read_kernels(resources.files(__package__).joinpath("data/kernels.toml").read_text())
     made = with_neighbours(kept, base, infer_drafts(kept, base), kernels)
-    return replace(made, training=_training_without(frozenset(_who(family) for family in without)))
+    return replace(made, training=_training_without(without))
 
 
 @cache
-def _training_without(who: frozenset[tuple[str, str]]) -> TrainCalibration | None:
-    """Fitted without the runs of some chips and stacks; None where none of them trained."""
+def _training_without(without: frozenset[str]) -> TrainCalibration | None:
+    """Fitted without the training runs of some families; None where none of them trained."""
     from tiefsee.plan.training.fit import fit, shipped_points, shipped_table
 
     points = shipped_points()
-    kept = [p for p in points if _who(f"{p.job.chip.name} {p.job.stack}") not in who]
+    kept = [point for point in points if point.family not in without]
     return fit(kept, shipped_table()).calibration if len(kept) < len(points) else None
-
-
-def _who(family: str) -> tuple[str, str]:
-    """Chip and stack, a package's dies being the package."""
-    chip, stack = family.split()[:2]
-    return chip.removesuffix("-die"), stack
 
 
 def fold(without: frozenset[str]) -> Calibration:

@@ -208,7 +208,8 @@ def serve_disaggregated(
     """Prefill and decode on pools of their own; `transfer_s` is the cache's way between them."""
     alone = prefill_s(prefill, load.isl, load.cached, prefill_e)
     each = prefill_each_s(prefill, load.isl, load.cached, prefill_e)
-    per_server = load.concurrency / (num_prefill * prefill.dp)
+    # Groups of a worker step together, and prompts of some do not wait for prompts of all.
+    per_server = load.concurrency / (num_prefill * prefill.dp ** (1.0 - prefill_e.lockstep))
     served_s = each + prefill_e.front_s
     free = prefill_e.request_s + alone + transfer_s + prefill_e.burst * per_server * served_s
     batch = max(1.0, load.concurrency / num_decode)

@@ -2,7 +2,8 @@
 
 Ideal means at the data sheet's peaks. `seconds` applies efficiencies: max(compute / share, memory / share) + launch
 for an operator (roofline; a launch cannot be hidden between dependent operators), bytes / share + latency for a
-collective (alpha-beta). Products of few rows reach less: share * rows / (rows + half_rows). Terms do not depend on
+collective (alpha-beta). Products of few rows reach less: half of the share at `half_rows`, a fifth at the least, where
+kernels turn the product around. Terms do not depend on
 efficiencies, so a fit evaluates them thousands of times.
 """
 
@@ -77,7 +78,7 @@ class Step:
         half = e.half_rows
         found = []
         for t in self.terms:
-            few = 1.0 + half / t.rows if t.rows else 1.0
+            few = 1.0 + half / (t.rows + half / 4) if t.rows else 1.0
             own_s = max(t.compute_s * few * compute[t.kind], t.memory_s * memory[t.kind]) + t.launches * launch_s
             found.append((t.name, t.count * own_s))
         return found

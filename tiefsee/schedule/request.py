@@ -9,11 +9,13 @@ from hashlib import blake2b
 
 
 class State(Enum):
-    """waiting -> running -> finished; preempted is waiting again, with tokens of its own."""
+    """waiting -> running -> finished; preempted is waiting again, with tokens of its own; held is on its way to
+    another engine."""
 
     WAITING = "waiting"
     RUNNING = "running"
     PREEMPTED = "preempted"
+    HELD = "held"
     FINISHED = "finished"
 
 

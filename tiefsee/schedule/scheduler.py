@@ -22,12 +22,14 @@ from tiefsee.schedule.request import Request, State
 
 
 class Scheduler:
-    """Requests in three places: `waiting` and `running`, each in order of rank, or gone."""
+    """Requests in three places: `waiting` and `running`, each in order of rank, or gone; and those that
+    `handover.py` holds, with the state that they were in."""
 
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
         self.waiting: list[Request] = []
         self.running: list[Request] = []
+        self.held: dict[str, tuple[Request, State]] = {}
         self.prefixes = PrefixCache(config)
         self.blocks = self.prefixes.blocks
         self.num_preemptions = 0
@@ -54,7 +56,7 @@ class Scheduler:
 
     def cancel(self, request_id: str) -> None:
         """Forget a request, between any two calls; its blocks are free at once. Unknown ids pass."""
-        for request in (*self.waiting, *self.running):
+        for request in (*self.waiting, *self.running, *(r for r, _ in self.held.values())):
             if request.request_id == request_id:
                 self._finish(request, "cancelled")
                 return
@@ -68,7 +70,7 @@ class Scheduler:
         assert len(child.tokens) < self.config.max_tokens
         self._arrive(child)
         num_shared, rest = divmod(parent.num_committed_tokens, self.config.block_tokens)
-        room = len(self.running) < self.config.max_running and self.blocks.num_free >= (rest > 0)
+        room = self.num_slots_taken < self.config.max_running and self.blocks.num_free >= (rest > 0)
         can_share = parent.state is State.RUNNING and parent.num_committed_tokens == child.num_prompt_tokens
         if not (room and can_share):
             bisect.insort(self.waiting, child, key=_rank)
@@ -88,6 +90,16 @@ class Scheduler:
 
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
+
+    @property
+    def num_slots_taken(self) -> int:
+        """Of `max_running`: those that run, and those that ran and are held."""
+        return len(self.running) + sum(before is State.RUNNING for _, before in self.held.values())
+
+    def take_orders(self) -> list[BeforeStep]:
+        """The orders for the next step, for whoever looks at the cache before it."""
+        orders, self._pending = self._pending, []
+        return orders
 
     def statistics(self) -> Statistics:
         return Statistics(
@@ -209,8 +221,8 @@ class Scheduler:
 
     def _admit(self, request: Request, batch: Batch) -> bool:
         """Start a waiting request if its known tokens and one more fit, with the prefix that is cached."""
-        full = len(self.running) >= self.config.max_running
-        if full and self.running[-1].priority <= request.priority:
+        full = self.num_slots_taken >= self.config.max_running
+        if full and (not self.running or self.running[-1].priority <= request.priority):
             return False
         hit, snapshot = self.prefixes.find(request)
         for block in hit:
@@ -234,12 +246,11 @@ class Scheduler:
         """Room for one more running request with so many new blocks, if need be at the cost of less urgent
         ones, never of its own priority. Nobody is preempted in vain."""
         victims = [r for r in self.running if r.priority > request.priority]
-        # What running requests are yet to take for the tokens that they have is spoken for.
-        free = self.blocks.num_free - sum(self._blocks_promised(r) for r in self.running)
+        free = self._num_unpromised_blocks()
         obtainable = free + sum(len(r.block_table) + self._blocks_promised(r) for r in victims)
         if obtainable < num_blocks:
             return False
-        while free < num_blocks or len(self.running) >= self.config.max_running:
+        while free < num_blocks or self.num_slots_taken >= self.config.max_running:
             if not victims:
                 return False  # no slot, or the victims shared blocks with those who stay
             victim = victims.pop()
@@ -248,6 +259,10 @@ class Scheduler:
             self._preempt(victim, batch)
             free += self.blocks.num_free - before
         return True
+
+    def _num_unpromised_blocks(self) -> int:
+        """Free blocks but for those that running requests are yet to take for the tokens that they have."""
+        return self.blocks.num_free - sum(self._blocks_promised(r) for r in self.running)
 
     def _blocks_needed(self, request: Request) -> int:
         """Blocks for all known tokens and one more."""
@@ -271,7 +286,10 @@ class Scheduler:
 
     def _leave(self, request: Request) -> None:
         """Out of wherever it is; its blocks and its ring are free."""
-        (self.running if request.state is State.RUNNING else self.waiting).remove(request)
+        if request.state is State.HELD:
+            del self.held[request.request_id]
+        else:
+            (self.running if request.state is State.RUNNING else self.waiting).remove(request)
         self.blocks.release(request.block_table)
         if request.ring is not None:
             self._rings.append(request.ring)

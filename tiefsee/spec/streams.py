@@ -14,8 +14,18 @@ Kinds of rows, per layer (sizes of V3 and V4):
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from tiefsee.layouts import Scales
 from tiefsee.spec.model import CompressedAttention, LatentAttention, ModelSpec
 from tiefsee.streams import Stream
+
+# The published FP8 forms. Latents: FlashMLA's README (512 codes, 4 scales, 64 in BF16: 656 B); indexer keys:
+# V3.2-Exp's inference code (128 codes, 1 scale: 132 B); V4's rows: vLLM's fp8_ds_mla (448 codes, 64 in BF16,
+# 7 scales and a byte unused: 584 B).
+LATENT_SCALES = Scales(128, "float32")
+KEY_SCALES = Scales(128, "float32")
+SHARED_SCALES = Scales(64, "ue8m0")
 
 
 def layer_streams(spec: ModelSpec, layer: int) -> list[Stream]:
@@ -41,42 +51,48 @@ def cache_streams(spec: ModelSpec, *, speculate: bool) -> tuple[Stream, ...]:
 
 
 def _join(known: Stream, new: Stream) -> Stream:
-    assert (known.family, known.shape, known.ratio) == (new.family, new.shape, new.ratio)
-    return Stream(
-        known.name, known.layers + new.layers, known.family, known.shape,
-        known.ratio, known.overlap, known.lookback, known.dtype,
-    )  # fmt: skip
+    joined = replace(known, layers=known.layers + new.layers)
+    assert joined == replace(new, layers=joined.layers)
+    return joined
 
 
 def _latent_streams(attention: LatentAttention, layer: int) -> list[Stream]:
     width = attention.kv_lora_rank + attention.qk_rope_head_dim
-    streams = [Stream("latent", (layer,), "history", (width,))]
+    rotated = attention.qk_rope_head_dim
+    streams = [Stream("latent", (layer,), "history", (width,), num_rotated=rotated, scales=LATENT_SCALES)]
     if attention.indexer is not None:
-        streams.append(Stream("index", (layer,), "history", (attention.indexer.index_head_dim,)))
+        streams.append(Stream("index", (layer,), "history", (attention.indexer.index_head_dim,), scales=KEY_SCALES))
     return streams
 
 
 def _compressed_streams(attention: CompressedAttention, layer: int) -> list[Stream]:
-    width, ratio, overlap = attention.head_dim, attention.ratio, attention.overlap
-    streams = [Stream("window", (layer,), "state", (width,), lookback=attention.sliding_window)]
+    width, ratio, rotated = attention.head_dim, attention.ratio, attention.rope.dim
+    streams = [
+        Stream(
+            "window", (layer,), "state", (width,), lookback=attention.sliding_window,
+            num_rotated=rotated, scales=SHARED_SCALES,
+        )
+    ]  # fmt: skip
     if ratio:
-        streams += _compressor_streams(f"compressed_{ratio}", f"rows_{ratio}", layer, width, ratio, overlap)
+        entries = Stream(
+            f"compressed_{ratio}", (layer,), "history", (width,), ratio, attention.overlap,
+            num_rotated=rotated, scales=SHARED_SCALES,
+        )  # fmt: skip
+        streams += [entries, _open_rows(f"rows_{ratio}", entries)]
     if attention.indexer is not None:
         width = attention.indexer.index_head_dim
-        streams += _compressor_streams(f"index_{ratio}", f"index_rows_{ratio}", layer, width, ratio, overlap)
+        entries = Stream(f"index_{ratio}", (layer,), "history", (width,), ratio, attention.overlap, scales=KEY_SCALES)
+        streams += [entries, _open_rows(f"index_rows_{ratio}", entries)]
     return streams
 
 
-def _compressor_streams(entries: str, rows: str, layer: int, width: int, ratio: int, overlap: bool) -> list[Stream]:
-    """Closed entries, and the raw rows of the open window (and, with overlap, of the one before).
+def _open_rows(name: str, entries: Stream) -> Stream:
+    """The raw rows of the window that a compressor has not closed (and, with overlap, of the one before).
 
     A row is kv and gate side by side, each twice as wide with overlap: 2 * 2 * 512 * 4 = 8,192 B.
     """
-    series = 2 if overlap else 1
-    return [
-        Stream(entries, (layer,), "history", (width,), ratio, overlap),
-        Stream(
-            rows, (layer,), "state", (2, series * width), ratio, overlap,
-            lookback=series * ratio, dtype="float32",
-        ),
-    ]  # fmt: skip
+    series = 2 if entries.overlap else 1
+    return Stream(
+        name, entries.layers, "state", (2, series * entries.num_values), entries.ratio, entries.overlap,
+        lookback=series * entries.ratio, dtype="float32",
+    )  # fmt: skip

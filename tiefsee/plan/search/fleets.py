@@ -9,6 +9,7 @@ from tiefsee.plan.estimate import Estimate
 from tiefsee.plan.money import Price, break_even_price, fleet_usd_per_hour, usd_per_million_tokens
 from tiefsee.plan.prediction import Prediction
 from tiefsee.plan.report import RangeBar, RangeBars, show
+from tiefsee.plan.search.describe import price_of_plan
 from tiefsee.plan.search.placement import Plan
 from tiefsee.plan.search.question import Found
 
@@ -60,16 +61,6 @@ class Fleet:
         return found.scaled(1.0, "usd_per_chip_hour")
 
 
-def price_of_plan(plan: Plan) -> Price | None:
-    """USD per hour of all its chips; None where one has no price."""
-    listed = []
-    for role in plan.placement.roles:
-        if role.pool.usd_per_hour is None:
-            return None
-        listed.append((Price.of(role.pool.usd_per_hour), role.num_chips))
-    return fleet_usd_per_hour(listed)
-
-
 def alternative_of(fleet: Fleet, others: Sequence[Fleet]) -> Fleet | None:
     """What a fleet is held against: the cheapest other one whose tokens have a price."""
     priced = [(f.usd_per_million_tokens, f) for f in others if f is not fleet]
@@ -107,4 +98,4 @@ def break_even_text(even: Estimate, other: Fleet) -> str:
     return f"breaks even with {other.name} at {show(even)}"
 
 
-__all__ = ["Fleet", "alternative_of", "break_even_text", "cost_by_fleet", "price_of_plan"]
+__all__ = ["Fleet", "alternative_of", "break_even_text", "cost_by_fleet"]

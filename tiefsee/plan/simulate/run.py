@@ -23,6 +23,8 @@ from tiefsee.schedule import Request
 # but at least three for each client: one to fill up, one to measure, one to run out.
 NUM_REQUESTS = 1000
 MOST_LANES = 8
+# Where many groups prefill for few, or few for many, more are simulated: most of them have little to do.
+_MOST_UNLIKE = 64
 # Entries that a decode pool's scheduler is asked for in a simulation, about: one second of this program's time.
 _MOST_ENTRIES = 120_000
 # Steps that a decode pool may take at once all the same, as a share of an answer's.
@@ -145,8 +147,8 @@ def choose_lanes(plan: Plan) -> Lanes:
     ratio = prefill.num_groups / total
     options = [
         (first, second)
-        for second in range(1, min(total, MOST_LANES) + 1)
-        for first in range(1, min(prefill.num_groups, MOST_LANES) + 1)
+        for second in range(1, min(total, _MOST_UNLIKE) + 1)
+        for first in range(1, min(prefill.num_groups, _MOST_UNLIKE) + 1)
     ]
     first, second = min(options, key=lambda n: (abs(math.log(n[0] / n[1] / ratio)) > 0.05, n[0] + n[1]))
     if abs(math.log(first / second / ratio)) > 0.05:

@@ -1,0 +1,192 @@
+"""One call of an operator, with all that is needed to make it again on another device: `Call`.
+
+Arguments are kept as what they are to the network: activations as tensors, parameters by name (each device has its
+own, as it loaded and converted them), the cache as the rows that the operator may see.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tiefsee.model import Network
+from tiefsee.ops import Operators
+from tiefsee.ops.view import PagedHistory, Segment
+from tiefsee.ops.weight import Weight
+
+# What is no operator of the network: memory, and the inside of `run_experts`.
+_OTHERS = {"allocate", "free_bytes", "each_expert"}
+OPERATORS = tuple(
+    name for name, value in vars(Operators).items()
+    if name[0] != "_" and name not in _OTHERS and (callable(value) or isinstance(value, staticmethod))
+)  # fmt: skip
+# Operators that treat each row (the first dim of their first argument) by itself: a few rows stand for all.
+BY_ROW = frozenset(OPERATORS) - {"latent_attention", "window_attention", "index_scores", "compress"}
+# Arguments in the network's dtype; all other tensors are float32 or whole numbers on every device.
+ACTIVATIONS = {
+    "linear": (0,), "grouped_linear": (0,), "rms_norm": (0,), "layer_norm": (0,), "swiglu": (0, 1),
+    "rotate_pairs": (0,), "rotate_halves": (0,), "router_scores": (0,), "run_experts": (0,),
+    "latent_attention": (0, 1), "index_scores": (0, 2), "compress": (0,), "window_attention": (0, 1, 7),
+    "hyper_mix": (0,), "hyper_join": (0, 1), "hyper_head": (0,),
+}  # fmt: skip
+PICKS = {"select_experts": "experts", "select_entries": "entries"}
+MAX_ROWS = 32
+# Scores in so few steps tie everywhere: the definition takes the lowest index.
+TIE_STEPS = 8
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A weight or a bias by its name, and how this device holds it: "plain", "fp8", "fp4" or "int8"."""
+
+    name: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class CachedRows:
+    """What an attention may read of the cache: of each segment the rows [n, *shape] before (and, in a history, of)
+    its tokens."""
+
+    stream: str
+    segments: tuple[Segment, ...]
+    rows: tuple[Tensor | None, ...]
+
+
+@dataclass(frozen=True)
+class Call:
+    """`arguments` by position; `outputs` as computed where it was recorded, one or several; None where there is none.
+
+    `has_ties`: scores were coarsened, to see which of equals are taken.
+    """
+
+    operator: str
+    site: str
+    arguments: tuple[Any, ...]
+    outputs: tuple[Tensor | None, ...] = field(repr=False)
+    has_ties: bool = False
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(t.numel() * t.itemsize for t in tensors_of((self.arguments, self.outputs)))
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """All tensors in an argument, however deep."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, CachedRows):
+        return tensors_of(value.rows)
+    if isinstance(value, list | tuple):
+        return [t for v in value for t in tensors_of(v)]
+    return []
+
+
+class Parameters:
+    """Parameters of a network by name, and names by parameter."""
+
+    def __init__(self, network: Network) -> None:
+        self._by_name: dict[str, Tensor | Weight] = {}
+        packed = {name: m for name, m in network.named_modules() if isinstance(m, Weight)}
+        self._by_name.update(packed)
+        for name, value in [*network.named_parameters(), *network.named_buffers()]:
+            if name.rpartition(".")[0] not in packed:
+                self._by_name[name] = value
+        self._names = {id(value): name for name, value in self._by_name.items()}
+
+    def find(self, value: object) -> Parameter | None:
+        name = self._names.get(id(value))
+        return None if name is None else self.describe(name)
+
+    def describe(self, name: str) -> Parameter:
+        value = self._by_name[name]
+        return Parameter(name, value.packing.format if isinstance(value, Weight) else "plain")
+
+    def __getitem__(self, name: str) -> Tensor | Weight:
+        return self._by_name[name]
+
+
+def bind(operator: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
+    """Arguments by position, defaults filled in, as the operator table declares them."""
+    static = isinstance(inspect.getattr_static(Operators, operator), staticmethod)
+    signature = inspect.signature(getattr(Operators, operator))
+    bound = signature.bind(*(() if static else (None,)), *arguments, **named)
+    bound.apply_defaults()
+    return tuple(bound.arguments.values())[0 if static else 1 :]
+
+
+def keep(operator: str, site: str, arguments: tuple[Any, ...], result: Any, parameters: Parameters) -> Call:
+    """A call as it can be kept: copies on the CPU, of the first rows only where rows stand for themselves."""
+    first = arguments[0]
+    num_rows = len(first) if operator in BY_ROW else None
+
+    def kept(value: Any) -> Any:
+        found = parameters.find(value)
+        if found is not None:
+            return found
+        if isinstance(value, Tensor):
+            if num_rows is not None and value.dim() and len(value) == num_rows:
+                value = value[:MAX_ROWS]
+            return value.detach().to("cpu", copy=True)
+        if isinstance(value, nn.Module):
+            raise TypeError(f"{operator} at {site} was given a {type(value).__name__} that is no parameter")
+        if isinstance(value, list | tuple):
+            return [kept(v) for v in value]
+        return value
+
+    if any(_is_view(value) for value in arguments):
+        arguments = _with_rows(operator, arguments)
+    outputs = result if isinstance(result, tuple) else (result,)
+    return Call(operator, site, tuple(_cached(v, kept) for v in arguments), tuple(kept(o) for o in outputs))
+
+
+def with_ties(call: Call, ops: Operators) -> Call | None:
+    """The same choice among coarsened scores, without a bias; None where nothing is chosen."""
+    if call.operator not in PICKS or any(o is None for o in call.outputs):
+        return None
+    scores = call.arguments[0]
+    spread = scores.abs().amax().clamp(min=1e-30) / TIE_STEPS
+    coarse = (scores / spread).round() * spread
+    rest = (None, *call.arguments[2:]) if call.operator == "select_experts" else call.arguments[1:]
+    picks = getattr(ops, call.operator)(coarse, *rest)
+    return replace(call, arguments=(coarse, *rest), outputs=(picks.cpu(),), has_ties=True)
+
+
+def _is_view(value: Any) -> bool:
+    return not isinstance(value, Tensor) and isinstance(value, PagedHistory)
+
+
+def _with_rows(operator: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The cache view replaced by the rows that this operator may read."""
+    place = next(i for i, value in enumerate(arguments) if _is_view(value))
+    view, layer = arguments[place], arguments[place + 1]
+    if operator == "latent_attention":
+        rows = [view.history("latent", layer, i, s.end) for i, s in enumerate(view.segments)]
+        cached = CachedRows("latent", tuple(view.segments), tuple(rows))
+    elif operator == "window_attention":
+        lookback = arguments[place + 2] - 1
+        rows = [view.recent("window", layer, i, lookback) for i, _ in enumerate(view.segments)]
+        cached = CachedRows("window", tuple(view.segments), tuple(rows))
+    else:
+        raise TypeError(f"operator {operator} reads the cache; say in parity/calls.py which rows")
+    return (*arguments[:place], cached, *arguments[place + 1 :])
+
+
+def _cached(value: Any, kept: Any) -> Any:
+    return replace(value, rows=tuple(kept(r) for r in value.rows)) if isinstance(value, CachedRows) else kept(value)
+
+
+def cast(call: Call, dtype: torch.dtype) -> tuple[Any, ...]:
+    """The call's arguments as a network of `dtype` would have them."""
+
+    def in_dtype(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(dtype) if value.is_floating_point() else value
+        return [in_dtype(v) for v in value] if isinstance(value, list) else value
+
+    places = ACTIVATIONS.get(call.operator, ())
+    return tuple(in_dtype(v) if i in places else v for i, v in enumerate(call.arguments))

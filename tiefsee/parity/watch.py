@@ -1,0 +1,134 @@
+"""Looks on while an engine runs: which operators are called with what, which experts and entries are picked.
+
+`Watch` replaces the operators of one table by functions that note what passes, for as long as its `with` block
+lasts. It can also give back picks that were recorded elsewhere, so that two devices decide alike and only their
+numbers differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from tiefsee.engine import EngineCore
+from tiefsee.parity.calls import OPERATORS, PICKS, Call, Parameters, bind, keep, with_ties
+from tiefsee.schedule import Batch
+
+# Per site ("layers.3.ffn.gate") and prompt: position -> what was picked for it, [K].
+Picks = dict[str, dict[int, dict[int, Tensor]]]
+
+
+class Watch:
+    """`prompts` numbers the requests of the run; calls are kept in steps for which `wants` says so, until
+    `limit_bytes` are used up."""
+
+    def __init__(
+        self, core: EngineCore, *, wants: Callable[[Batch], bool] = lambda batch: False, limit_bytes: float = 0.0,
+        sites: Callable[[str], bool] = lambda site: True, forced: Picks | None = None,
+    ) -> None:  # fmt: skip
+        self._core, self._ops, self._network = core, core.runner.network.ops, core.runner.network
+        self._wants, self._limit_bytes, self._sites, self._forced = wants, limit_bytes, sites, forced
+        self.prompts: dict[str, int] = {}
+        self.calls: list[Call] = []
+        self.picks: Picks = {}
+        self.num_bytes = 0
+        self.num_left_out = 0
+        self._parameters = Parameters(self._network)
+        self._stack: list[str] = []
+        self._rows: list[tuple[int, int, int]] = []  # of the step: (prompt, start, number of tokens) per segment
+        self._next_segment: dict[str, int] = {}
+        self._inside = self._keeps = False
+
+    def __enter__(self) -> Watch:
+        self._saved = {name: self._ops.__dict__.get(name) for name in OPERATORS}
+        for name in OPERATORS:
+            setattr(self._ops, name, self._watched(name, getattr(self._ops, name)))
+        self._handles = []
+        for name, module in self._network.named_modules():
+            self._handles.append(module.register_forward_pre_hook(lambda m, a, n=name: self._stack.append(n)))
+            self._handles.append(module.register_forward_hook(lambda m, a, o: self._leave(), always_call=True))
+        run = self._core.runner.run
+        self._core.runner.run = lambda batch: self._step(run, batch)  # type: ignore[method-assign]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self._core.runner.run
+        for handle in self._handles:
+            handle.remove()
+        for name, before in self._saved.items():
+            if before is None:
+                delattr(self._ops, name)
+            else:
+                setattr(self._ops, name, before)
+
+    def _leave(self) -> None:
+        self._stack.pop()
+
+    def _step(self, run: Callable[[Batch], Any], batch: Batch) -> Any:
+        self._rows = [(self.prompts[e.request.request_id], e.start, len(e.tokens)) for e in batch.entries]
+        self._next_segment, self._keeps = {}, self._wants(batch)
+        return run(batch)
+
+    def _watched(self, name: str, operator: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            if self._inside:  # an operator's own use of another
+                return operator(*arguments, **named)
+            self._inside = True
+            try:
+                result = operator(*arguments, **named)
+                site = self._stack[-1] if self._stack else ""
+                if self._keeps and self._sites(site):
+                    self._keep(name, site, bind(name, arguments, named), result)
+            finally:
+                self._inside = False
+            return self._picked(name, site, arguments, result) if name in PICKS else result
+
+        return call
+
+    def _keep(self, name: str, site: str, arguments: tuple[Any, ...], result: Any) -> None:
+        call = keep(name, site, arguments, result, self._parameters)
+        for one in (call, with_ties(call, self._ops)):
+            if one is None:
+                continue
+            if self.num_bytes + one.num_bytes > self._limit_bytes:
+                self.num_left_out += 1
+            else:
+                self.num_bytes += one.num_bytes
+                self.calls.append(one)
+
+    # ---------------------------------------------------------------------------------- picks
+
+    def _picked(self, name: str, site: str, arguments: tuple[Any, ...], result: Tensor | None) -> Tensor | None:
+        """Note what was picked for each token that had a choice, and hand back what is to be picked instead."""
+        if result is None:
+            return None
+        if name == "select_experts":
+            spans, chose = self._rows, [True] * len(result)
+        else:
+            spans = [self._segment_of(site, *arguments[0].shape)]
+            chose = (arguments[1] > result.shape[1]).tolist()
+        places = [(prompt, position) for prompt, start, count in spans for position in range(start, start + count)]
+        noted, forced = self.picks.setdefault(site, {}), (self._forced or {}).get(site, {})
+        picks, chosen = result.cpu(), result
+        for row, (prompt, position) in enumerate(places):
+            if not chose[row]:
+                continue
+            noted.setdefault(prompt, {})[position] = picks[row]
+            other = forced.get(prompt, {}).get(position)
+            if other is not None and other.shape == picks[row].shape:
+                chosen = result.clone() if chosen is result else chosen
+                chosen[row] = other.to(result)
+        return chosen
+
+    def _segment_of(self, site: str, num_tokens: int, num_entries: int) -> tuple[int, int, int]:
+        """The segment that an indexer chooses for: it asks in their order, but only where there is a choice."""
+        spec = self._network.get_submodule(site).spec
+        ratio = getattr(spec, "ratio", 1)
+        for index in range(self._next_segment.get(site, 0), len(self._rows)):
+            _, start, count = self._rows[index]
+            if count == num_tokens and (start + count) // ratio == num_entries:
+                self._next_segment[site] = index + 1
+                return self._rows[index]
+        raise AssertionError(f"{site} chose for {num_tokens} tokens among {num_entries} entries: no segment has those")
