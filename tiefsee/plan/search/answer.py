@@ -47,7 +47,6 @@ LIMITS = {
     "prefill": "prefill: its chips have no time left",
     "demand": "nothing: it serves what was asked for, with room to spare",
 }
-SHOWN_PARTS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,11 +274,11 @@ class Answer:
         )  # fmt: skip
 
     def _times(self) -> TimeBars:
-        parts = list(self.prediction.parts.items())
-        shown = [*parts[:SHOWN_PARTS], ("others", sum(seconds for _, seconds in parts[SHOWN_PARTS:]))]
-        total = sum(self.prediction.parts.values())
-        step = _like(self.prediction.estimate("tpot_s"), total)
-        bar = TimeBar("decode step", step, tuple(part for part in shown if part[1] > 0))
+        """The model's parts, all longer or shorter by what was measured nearby."""
+        parts, accepted = self.prediction.parts, self.question.workload.mtp_acceptance
+        step = self.prediction.estimate("tpot_s").scaled(1 + accepted, "step_s")
+        factor = step.value / sum(parts.values())
+        bar = TimeBar("decode step", step, tuple((name, s * factor) for name, s in parts.items() if s > 0))
         return TimeBars("Where a step's time goes", (bar,))
 
     def _rooflines(self) -> tuple[Chart, ...]:
@@ -356,8 +355,7 @@ def scaling_chart(fleets: Sequence[Fleet]) -> Scaling | None:
         for fleet in fleets
         if fleet.found is not None and (rate := fleet.tokens_per_s) is not None
     )
-    note = "Dashed: as if each card did what one of the fewest does."
-    return Scaling("Scaling with cards", points, note) if points else None
+    return Scaling("Scaling with cards", points) if points else None
 
 
 def _like(estimate: Estimate, value: float) -> Estimate:

@@ -31,7 +31,7 @@ def plan_tornado(plan: Plan, question: Question, estimate: Estimate) -> Tornado:
     axis = "price of output" if priced else "output per card"
     felt = [s for s in swings if s.size >= LEAST * base]
     chart = tornado(title, axis, estimate.scaled(base / estimate.value, estimate.unit), felt)
-    note = "The chosen workers with as many requests as the levels and the memory allow, one input moved at a time."
+    note = "The chosen workers, with as many requests as the levels and the memory allow."
     return replace(chart, note=f"{note} {chart.note}".strip())
 
 

@@ -167,7 +167,7 @@ class TrainingAnswer:
 
     def _scaling(self) -> Scaling:
         points = tuple(_chart_point(p.plan) for p in self.points if p.plan is not None)
-        note = "Useful tokens: failures are counted. Dashed: as if each card did what one of the fewest does."
+        note = "Useful tokens: failures are counted."
         return Scaling("Tokens/s and MFU against the number of cards", points, note)
 
     def _data(self) -> dict[str, Any]:
