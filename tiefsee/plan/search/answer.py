@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from tiefsee.plan.estimate import Estimate, weakest
+from tiefsee.plan.estimate import weakest
 from tiefsee.plan.formats import conversion_note
 from tiefsee.plan.memory import worker_name
 from tiefsee.plan.money import usd_per_million_tokens
@@ -18,23 +18,26 @@ from tiefsee.plan.report import (
     Column,
     Document,
     Frontier,
-    FrontierPoint,
-    Line,
     NamedEstimate,
-    Scaling,
-    ScalingPoint,
     Source,
     Table,
     TimeBar,
     TimeBars,
     Tornado,
-    interactivity,
     show,
     show_plain,
 )
 from tiefsee.plan.report.roofline import rooflines
 from tiefsee.plan.search.describe import describe, plan_data, price_of_plan, simulated_data, workers_text
-from tiefsee.plan.search.fleets import Fleet, alternative_of, break_even_text, cost_by_fleet
+from tiefsee.plan.search.fleet_views import (
+    cost_by_fleet,
+    fleet_data,
+    fleets_table,
+    frontier_lines,
+    scaling_chart,
+    sizes_table,
+)
+from tiefsee.plan.search.fleets import Fleet, alternative_of, break_even_text
 from tiefsee.plan.search.placement import Plan, Role
 from tiefsee.plan.search.question import Found, Question
 from tiefsee.plan.simulate.result import Simulated
@@ -147,9 +150,9 @@ class Answer:
         if self.simulated:
             tables.append(self._simulation())
         if self.others:
-            tables.append(self._fleets())
+            tables.append(fleets_table((self.fleet, *self.others)))
         if self.scaling:
-            tables.append(self._sizes())
+            tables.append(sizes_table(self.scaling))
         return tables
 
     def _layouts(self) -> Table:
@@ -217,42 +220,6 @@ class Answer:
             f"{how}, seed {self.simulated[0].seed}; lengths all alike. Within: both levels kept, as goodput counts.", 0,
         )  # fmt: skip
 
-    def _fleets(self) -> Table:
-        columns = (
-            Column("fleet", "fleet"), Column("layout", "layout"), Column("num_chips", "cards"),
-            Column("tokens_per_s", "output", "tokens_per_s"), Column("per_chip", "per card", "tokens_per_s_per_chip"),
-            Column("usd_per_million_tokens", "price", "usd_per_million_tokens"),
-        )  # fmt: skip
-        rows = tuple(self._fleet_row(fleet) for fleet in (self.fleet, *self.others))
-        return Table("Against other fleets", columns, rows, "Each within the same service levels.", 0)
-
-    def _fleet_row(self, fleet: Fleet) -> tuple[Cell, ...]:
-        if fleet.found is None or fleet.prediction is None:
-            return (fleet.name, fleet.error, None, None, None, None)
-        best = fleet.found.best
-        each = fleet.prediction.estimate("tokens_per_s_per_chip")
-        return (
-            fleet.name, describe(best), best.num_chips, fleet.tokens_per_s, each, fleet.usd_per_million_tokens
-        )  # fmt: skip
-
-    def _sizes(self) -> Table:
-        columns = (
-            Column("fleet", "cards"), Column("layout", "layout"), Column("concurrency", "at once"),
-            Column("tokens_per_s", "output", "tokens_per_s"), Column("per_chip", "per card", "tokens_per_s_per_chip"),
-            Column("tpot_s", "TPOT", "tpot_s"), Column("limit", "limit"),
-        )  # fmt: skip
-        rows: list[tuple[Cell, ...]] = []
-        for fleet in self.scaling:
-            if fleet.found is None or fleet.prediction is None:
-                rows.append((fleet.name, fleet.error, None, None, None, None, ""))
-                continue
-            best, each = fleet.found.best, fleet.prediction.estimate("tokens_per_s_per_chip")
-            tpot = fleet.prediction.estimate("tpot_s")
-            rows.append(
-                (fleet.name, workers_text(best), round(best.concurrency), fleet.tokens_per_s, each, tpot, best.limit)
-            )
-        return Table("The best of each number of cards", columns, tuple(rows))
-
     # ------------------------------------------------------------------------------------- charts
 
     def _charts(self) -> list[Chart]:
@@ -266,7 +233,7 @@ class Answer:
         return charts
 
     def _frontier(self) -> Frontier:
-        lines = tuple(_line(fleet, self.best) for fleet in (self.fleet, *self.others) if _has_frontier(fleet))
+        lines = frontier_lines((self.fleet, *self.others), self.best)
         limit = self.question.slo.tpot_s
         return Frontier(
             "Throughput against interactivity", lines, limit if limit < float("inf") else None,
@@ -324,53 +291,9 @@ class Answer:
             "frontier": [plan_data(plan) for plan in self.found.frontier],
             "simulated": [simulated_data(s) for s in self.simulated],
             "num_layouts": self.found.num_layouts,
-            "fleets": [_fleet_data(fleet, self.alternative) for fleet in (self.fleet, *self.others)],
-            "scaling": [_fleet_data(fleet, None) for fleet in self.scaling],
+            "fleets": [fleet_data(fleet, self.alternative) for fleet in (self.fleet, *self.others)],
+            "scaling": [fleet_data(fleet, None) for fleet in self.scaling],
         }
-
-
-def _has_frontier(fleet: Fleet) -> bool:
-    return fleet.found is not None and bool(fleet.found.frontier)
-
-
-def _line(fleet: Fleet, chosen: Plan) -> Line:
-    """Other points take the range of the best: the same evidence is behind them."""
-    assert fleet.found is not None
-    assert fleet.prediction is not None
-    per_chip, tpot = (fleet.prediction.estimate(unit) for unit in ("tokens_per_s_per_chip", "tpot_s"))
-    points = tuple(
-        FrontierPoint(
-            interactivity(_like(tpot, plan.served.tpot_s)), _like(per_chip, plan.tokens_per_s_per_chip),
-            f"{describe(plan)}, {plan.concurrency:,.0f} at once", plan is chosen,
-        )
-        for plan in fleet.found.frontier
-    )  # fmt: skip
-    return Line(fleet.name, points)
-
-
-def scaling_chart(fleets: Sequence[Fleet]) -> Scaling | None:
-    """Output against cards; those that can't serve are in the table."""
-    points = tuple(
-        ScalingPoint(fleet.found.best.num_chips, rate)
-        for fleet in fleets
-        if fleet.found is not None and (rate := fleet.tokens_per_s) is not None
-    )
-    return Scaling("Scaling with cards", points) if points else None
-
-
-def _like(estimate: Estimate, value: float) -> Estimate:
-    """Another value with the same relative range."""
-    return estimate.scaled(value / estimate.value, estimate.unit)
-
-
-def _fleet_data(fleet: Fleet, alternative: Fleet | None) -> dict[str, Any]:
-    if fleet.found is None:
-        return {"fleet": fleet.name, "error": fleet.error}
-    return {
-        "fleet": fleet.name, "tokens_per_s": fleet.tokens_per_s, "usd_per_million_tokens": fleet.usd_per_million_tokens,
-        "break_even_usd_per_chip_hour": None if alternative is None else fleet.break_even(alternative),
-        "plan": plan_data(fleet.found.best),
-    }  # fmt: skip
 
 
 __all__ = ["Answer"]

@@ -1,4 +1,4 @@
-"""Fleets side by side: what each would do, what its tokens cost, and at which price one without a price breaks even."""
+"""A fleet: what it would do, what its tokens cost, and at which price one without a price breaks even."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tiefsee.plan.estimate import Estimate
 from tiefsee.plan.money import Price, break_even_price, fleet_usd_per_hour, usd_per_million_tokens
 from tiefsee.plan.prediction import Prediction
-from tiefsee.plan.report import RangeBar, RangeBars, show
+from tiefsee.plan.report import show
 from tiefsee.plan.search.describe import price_of_plan
 from tiefsee.plan.search.placement import Plan
 from tiefsee.plan.search.question import Found
@@ -68,29 +68,6 @@ def alternative_of(fleet: Fleet, others: Sequence[Fleet]) -> Fleet | None:
     return min(known, key=lambda one: one[0])[1] if known else None
 
 
-def cost_by_fleet(chosen: Fleet, others: Sequence[Fleet]) -> RangeBars:
-    """USD per million output tokens; where no price is public, the price per card-hour that breaks even."""
-    fleets = (chosen, *others)
-    bars = tuple(
-        RangeBar(fleet.name, fleet.usd_per_million_tokens, _remark(fleet, alternative_of(fleet, fleets)), not i)
-        for i, fleet in enumerate(fleets)
-    )
-    note = "Each fleet within the service levels; ranges hold 80%, prices' own ranges included."
-    return RangeBars("Cost per million output tokens by fleet", "price of output", "usd_per_million_tokens", bars, note)
-
-
-def _remark(fleet: Fleet, other: Fleet | None) -> str:
-    if fleet.error:
-        return fleet.error
-    if not fleet.unpriced:
-        return ""
-    lacking = f"no price of {', '.join(fleet.unpriced)} is public"
-    even = None if other is None else fleet.break_even(other)
-    if other is None or even is None:
-        return lacking
-    return f"{lacking}; {break_even_text(even, other)}"
-
-
 def break_even_text(even: Estimate, other: Fleet) -> str:
     """ "breaks even with h800:32 at 1.1 USD per card-hour (0.9 .. 1.3)"."""
     if even.value <= 0:
@@ -98,4 +75,4 @@ def break_even_text(even: Estimate, other: Fleet) -> str:
     return f"breaks even with {other.name} at {show(even)}"
 
 
-__all__ = ["Fleet", "alternative_of", "break_even_text", "cost_by_fleet"]
+__all__ = ["Fleet", "alternative_of", "break_even_text"]
