@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
         if against.usd is None:
             raise ConfigError(f"{named} has no public price either; give --against a chip that has one, or --price")
     plan = plan_training(
-        job, _layout(options.layout) if options.layout else None, date=options.date, usd_per_hour=options.price,
+        job, layout_of(options.layout) if options.layout else None, date=options.date, usd_per_hour=options.price,
         against=against, storage_bytes_per_s=storage,
     )  # fmt: skip
     points = scaling(job, _counts(options.scaling, count), options.date) if options.scaling else []
@@ -93,7 +93,7 @@ def _storage(options: argparse.Namespace) -> float:
     return STORAGE_BYTES_PER_S if options.storage is None else parse_quantity(options.storage, "bytes/s")
 
 
-def _layout(text: str) -> dict[str, Any]:
+def layout_of(text: str) -> dict[str, Any]:
     """`pp=16,ep=64,schedule=dualpipe` -> a dict."""
     found: dict[str, Any] = {}
     for item in text.split(","):
