@@ -13,8 +13,10 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+from tiefsee.plan.calibrated import shipped
 from tiefsee.plan.identify import Field, Row, identify
-from tiefsee.plan.identify.deployments import hypotheses_of, predictor_of, usual_chips
+from tiefsee.plan.identify.deployments import hypotheses_of, usual_chips
+from tiefsee.plan.identify.fitted import FittedPredictor
 from tiefsee.plan.measured import LENGTH_SHARE, Run, read_measured
 from tiefsee.spec import preset
 
@@ -31,7 +33,8 @@ def main() -> None:
         if len(runs) < MIN_ROWS:
             continue
         rows = [row_of(run) for run in runs[:MOST_ROWS]]
-        verdict = identify(Field(hypotheses_of(spec, usual_chips(), rows), rows, predictor_of(spec)))
+        hypotheses = hypotheses_of(spec, usual_chips(), rows)
+        verdict = identify(Field(hypotheses, rows, FittedPredictor(spec, shipped(), hypotheses, rows)))
         ranks.append([name for name, _ in verdict.chips].index(chip) + 1)
         claims.append(dict(verdict.chips)[chip])
         held.append(chip in verdict.candidates)
