@@ -111,7 +111,7 @@ def spoil_by(name: str, value: torch.Tensor | None):
         (spoil_by("layers.1.mlp.gate.weight", None), "1 tensors missing: model.layers.1.mlp.gate.weight"),
         (spoil_by("layers.1.mlp.gate.weight", torch.ones(6, 3)), r"gate.weight is \[6, 3\], needed \[6, 144\]"),
         (lambda t: t.update(surprise=torch.ones(1)), "1 tensors not of this model: surprise"),
-        (spoil_by("layers.1.mlp.gate.weight", torch.ones(6, 144, dtype=torch.int32)), "gate.weight is I32, needed F64 or"),
+        (spoil_by("layers.1.mlp.gate.weight", torch.ones(6, 144, dtype=torch.int32)), "gate.weight is I32, needed F64"),
         (spoil_by("layers.1.mlp.gate.weight", torch.ones(6, 144).to(torch.float8_e5m2)), "is F8_E5M2, needed"),
         (spoil_by("layers.0.self_attn.o_proj.weight_scale_inv", torch.ones(2, 1, dtype=torch.int32)), "is I32, needed"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from tests.tiny import FAMILIES, prompt
 from tiefsee.cli import main
 from tiefsee.engine.cache import PagedView
 from tiefsee.errors import ConfigError, RecordingError
-from tiefsee.ops import Operators
+from tiefsee.ops import Operators, operators_for
 from tiefsee.parity.calls import OPERATORS
 from tiefsee.parity.gate import chosen_layers, compare, record
 from tiefsee.parity.measures import Logits, first_divergence, logit_errors, pick_errors, row_errors
@@ -62,9 +63,9 @@ def test_there_are_enough_of_both():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_operator_of_the_family_is_called(family):
     called = {c.operator for c in recording(Model(family)).calls}
-    missing = {"v2": ("grouped", "layer", "halves", "index", "entries", "compress", "window", "hyper"),
-               "v3": ("grouped", "layer", "halves", "index", "entries", "compress", "window", "hyper"),
-               "v3.2": ("grouped", "compress", "window", "hyper"), "v4": ("latent", "layer", "halves")}[family]  # fmt: skip
+    of_v4 = ("grouped", "compress", "window", "hyper")
+    of_v32 = ("layer", "halves", "index", "entries")
+    missing = {"v2": of_v4 + of_v32, "v3": of_v4 + of_v32, "v3.2": of_v4, "v4": ("latent", "layer", "halves")}[family]
     assert called == {o for o in OPERATORS if not any(word in o for word in missing)}
 
 
@@ -112,6 +113,16 @@ def test_an_operator_that_refuses_is_a_finding():
     assert "20 channels" in report.verdict()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_device_under_test(family, dtype, device):
+    """The device's own operators and layout against the definition on the CPU; `--device` says which."""
+    ops = operators_for(torch.device(device))
+    network = on(reference_network(Model(family), dtype, None), ops).to(device)
+    report = compare(recording(Model(family), dtype), engine(network))
+    assert report.passed, report.verdict()
+
+
 def test_the_device_itself_passes_exactly():
     report = compare(recording(Model("v4")), engine(on(reference_network(Model("v4"), "float32", None), Operators())))
     assert report.passed
@@ -121,6 +132,18 @@ def test_the_device_itself_passes_exactly():
     assert restored["passed"] is True
     assert restored["format"] == "float32"
     assert len(restored["operators"]) == len(report.operators)
+
+
+def test_not_a_number_is_a_finding_that_json_can_say():
+    class Lost(Operators):
+        @staticmethod
+        def swiglu(gate, up, limit):
+            return Operators.swiglu(gate, up, limit) * torch.nan
+
+    report = compare(recording(Model("v3")), engine(on(reference_network(Model("v3"), "float32", None), Lost())))
+    assert "swiglu" in report.verdict()
+    assert '"worst_error": "inf"' in json.dumps(report.to_json(), allow_nan=False)
+    assert not any(p.passed for p in report.prompts)
 
 
 # --------------------------------------------------------------------------------------- recordings
@@ -138,6 +161,13 @@ def test_a_recording_in_a_file_is_as_good(tmp_path):
         (o.operator, o.num_calls, o.num_rows) for o in direct.operators
     ]
     assert max(o.worst_error for o in found.operators) < 1e-6  # rows lie elsewhere in memory, and add up otherwise
+
+
+def test_what_was_not_compared_is_said():
+    network = reference_network(Model("v3.2"), "float32", None)
+    report = compare(record(engine(network), {"short": prompt(9)}, num_new=2), engine(network))
+    assert any("no prompt was long enough" in note for note in report.notes)
+    assert not any("long enough" in note for note in compare(recording(Model("v3.2")), engine(network)).notes)
 
 
 def test_a_recording_is_bounded():
@@ -215,7 +245,7 @@ def test_first_divergence():
 
 
 def test_limits_grow_with_the_format_and_can_be_changed():
-    for finer, coarser in zip(FORMATS, FORMATS[1:], strict=False):
+    for finer, coarser in pairwise(FORMATS):
         assert TOLERANCES[finer].operator <= TOLERANCES[coarser].operator
         assert TOLERANCES[finer].experts >= TOLERANCES[coarser].experts
     assert coarsest(["plain", "float32"]) == "float32"

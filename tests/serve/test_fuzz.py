@@ -23,14 +23,28 @@ EXAMPLES = int(os.environ.get("TIEFSEE_FUZZ_EXAMPLES", "300"))
 
 
 @pytest.fixture(scope="module")
-def small_url():
+def small_server():
     """A short context, so that no random request asks for a long answer."""
-    with serving(max_running=8, max_context=48) as server, server.door(server.app()) as address:
+    with serving(max_running=8, max_context=48) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def small_url(small_server):
+    with small_server.door(small_server.app()) as address:
         yield address
 
 
+NESTED: list = []
+for _ in range(200):
+    NESTED = [NESTED]
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(max_size=20)
+    | st.sampled_from([2**64, 10**30, NESTED]),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=12,
 )
@@ -66,14 +80,14 @@ FORMAT = st.fixed_dictionaries(
 NAMES = (
     "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed",
     "n", "max_tokens", "min_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "priority",
-    "max_output_tokens", "echo", "stream_options", "stop_token_ids",
+    "max_output_tokens", "echo", "stream_options",
 )  # fmt: skip
 BODY = st.fixed_dictionaries(
     {},
     optional={
         "messages": st.lists(MESSAGE | JSON, max_size=4) | JSON, "prompt": TEXT | st.lists(NUMBER, max_size=5) | JSON,
         "input": TEXT | st.lists(MESSAGE | JSON, max_size=3), "tokens": st.lists(NUMBER, max_size=4),
-        "stop": TEXT | JSON,
+        "stop": TEXT | JSON, "stop_token_ids": st.lists(NUMBER, max_size=2),
         "tools": st.lists(TOOL, max_size=2) | JSON, "tool_choice": st.sampled_from(["auto", "none", "required", {}, 3]),
         "response_format": FORMAT | JSON, "structured_outputs": JSON, "logit_bias": JSON, "system": TEXT | JSON,
         "thinking": JSON, "reasoning_effort": TEXT, "model": st.sampled_from(["tiefsee-demo", "x", 3, None]),
@@ -86,8 +100,8 @@ PATHS = st.sampled_from(sorted(POST))
 class Line:
     """One kept connection; opened again when the server closes it."""
 
-    def __init__(self, url):
-        self.place, self.connection = urlsplit(url).netloc, None
+    def __init__(self, server, url):
+        self.server, self.place, self.connection = server, urlsplit(url).netloc, None
 
     def post(self, path, raw):
         for attempt in (0, 1):
@@ -96,7 +110,9 @@ class Line:
             try:
                 self.connection.request("POST", path, raw, {"content-type": "application/json"})
                 answer = self.connection.getresponse()
-                return answer.status, answer.getheader("content-type", ""), answer.read()
+                found = answer.status, answer.getheader("content-type", ""), answer.read()
+                assert not self.server.engine.num_deaths, "this request ended the engine process"
+                return found
             except (http.client.HTTPException, ConnectionError):
                 self.connection.close()
                 self.connection = None
@@ -105,8 +121,8 @@ class Line:
 
 
 @pytest.fixture(scope="module")
-def line(small_url):
-    return Line(small_url)
+def line(small_server, small_url):
+    return Line(small_server, small_url)
 
 
 def check(status, kind, data):

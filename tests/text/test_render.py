@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -176,6 +177,18 @@ def test_tools_for_templates_that_describe_none(tokenizer, kind):
 def test_formats_without_tools_refuse_them(kind):
     with pytest.raises(ConfigError, match="tools"):
         ALL[kind].render([ASK], tools=[CLOCK])
+
+
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("depth", [0, 200, 2000])
+@pytest.mark.parametrize("leaf", [10**30, "x"])
+def test_tools_that_json_cannot_hold_everywhere(kind, depth, leaf):
+    """Numbers beyond 64 bits and deep nesting: written, or an error of the request, never a failure of the server."""
+    for _ in range(depth):
+        leaf = {"a": leaf}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"x": leaf}}}
+    with suppress(RequestError, ConfigError):
+        assert ALL[kind].render([ASK], tools=[tool]).text
 
 
 def test_efforts():

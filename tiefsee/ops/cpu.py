@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tiefsee.layouts import ROWS
 from tiefsee.ops import native, reference
-from tiefsee.ops.table import Operators
+from tiefsee.ops.table import Operators, parse_device
 from tiefsee.ops.view import CacheView, PagedHistory
 from tiefsee.ops.weight import AnyWeight, Weight, dense
 
@@ -42,6 +42,14 @@ NOT_BUILT = (
 NOT_FOR_THIS_PROCESSOR = (
     "this processor has no AVX512-BF16, which the CPU kernels need; torch computes everything, about a fifth slower"
 )
+
+
+def open_device(name: str) -> torch.device:
+    return parse_device(name)
+
+
+def operators(device: torch.device) -> Operators:
+    return CpuOperators()
 
 
 class CpuOperators(Operators):

@@ -7,6 +7,7 @@ own, as it loaded and converted them), the cache as the rows that the operator m
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +20,9 @@ from tiefsee.ops.view import PagedHistory, Segment
 from tiefsee.ops.weight import Weight
 
 # What is no operator of the network: memory, and the inside of `run_experts`.
-_OTHERS = {"allocate", "free_bytes", "each_expert"}
+_OTHERS = {"allocate", "free_bytes", "each_expert", "write_rows", "remarks", "resolve_format"}
+# Made of other operators; a backend may fuse them, and then the others are not called.
+_OTHERS |= {"route", "pick_keys"}
 OPERATORS = tuple(
     name for name, value in vars(Operators).items()
     if name[0] != "_" and name not in _OTHERS and (callable(value) or isinstance(value, staticmethod))
@@ -37,6 +40,8 @@ PICKS = {"select_experts": "experts", "select_entries": "entries"}
 MAX_ROWS = 32
 # Scores in so few steps tie everywhere: the definition takes the lowest index.
 TIE_STEPS = 8
+# So many times the limit is what a clamp is given to see whether it is there.
+BEYOND_LIMIT = 4.0
 
 
 @dataclass(frozen=True)
@@ -61,14 +66,15 @@ class CachedRows:
 class Call:
     """`arguments` by position; `outputs` as computed where it was recorded, one or several; None where there is none.
 
-    `has_ties`: scores were coarsened, to see which of equals are taken.
+    `probe` names a call that the network did not make: "ties", with scores that were coarsened, to see which of
+    equals are taken; "clamp", with inputs so large that limits are reached.
     """
 
     operator: str
     site: str
     arguments: tuple[Any, ...]
     outputs: tuple[Tensor | None, ...] = field(repr=False)
-    has_ties: bool = False
+    probe: str = ""
 
     @property
     def num_bytes(self) -> int:
@@ -144,16 +150,23 @@ def keep(operator: str, site: str, arguments: tuple[Any, ...], result: Any, para
     return Call(operator, site, tuple(_cached(v, kept) for v in arguments), tuple(kept(o) for o in outputs))
 
 
-def with_ties(call: Call, ops: Operators) -> Call | None:
-    """The same choice among coarsened scores, without a bias; None where nothing is chosen."""
-    if call.operator not in PICKS or any(o is None for o in call.outputs):
+def probe(call: Call, play: Callable[[Call], tuple[Tensor | None, ...]]) -> Call | None:
+    """The same call where it is harder, with the outputs that `play` gives; None where there is nothing to probe."""
+    first, *rest = call.arguments
+    if call.operator in PICKS and all(o is not None for o in call.outputs):
+        spread = first.abs().amax().clamp(min=1e-30) / TIE_STEPS
+        first = (first / spread).round() * spread
+        if call.operator == "select_experts":
+            rest[0] = None  # no bias: it would tell equals apart
+        harder = replace(call, arguments=(first, *rest), probe="ties")
+    elif call.operator in ("swiglu", "run_experts") and call.arguments[-1] is not None:
+        factor = BEYOND_LIMIT * call.arguments[-1] / first.abs().amax().clamp(min=1e-30)
+        if call.operator == "swiglu":
+            rest[0] = rest[0] * factor
+        harder = replace(call, arguments=(first * factor, *rest), probe="clamp")
+    else:
         return None
-    scores = call.arguments[0]
-    spread = scores.abs().amax().clamp(min=1e-30) / TIE_STEPS
-    coarse = (scores / spread).round() * spread
-    rest = (None, *call.arguments[2:]) if call.operator == "select_experts" else call.arguments[1:]
-    picks = getattr(ops, call.operator)(coarse, *rest)
-    return replace(call, arguments=(coarse, *rest), outputs=(picks.cpu(),), has_ties=True)
+    return replace(harder, outputs=play(harder))
 
 
 def _is_view(value: Any) -> bool:

@@ -119,7 +119,7 @@ def _judge_picks(judged: _Judged, call: Call, found: torch.Tensor, needed: torch
     scores, visible = call.arguments[0].float(), None
     if call.operator == "select_entries":
         visible = call.arguments[1]
-    near = 0.0 if call.has_ties or call.operator == "select_experts" else tolerance.near_tie
+    near = 0.0 if call.probe or call.operator == "select_experts" else tolerance.near_tie
     errors = pick_errors(found.long(), needed.long(), scores, visible, near)
     judged.num_rows += errors.num_rows
     judged.num_different += errors.num_different
@@ -244,6 +244,11 @@ def _notes(recording: Recording, core: EngineCore) -> tuple[str, ...]:
     ]
     if recording.fingerprint != core.fingerprint:
         notes.append("the two sides loaded unlike files of weights")
+    called = {call.operator for call in recording.calls}
+    if "select_entries" not in called and any(layer.attention.indexer is not None for layer in core.spec.layers):
+        notes.append(
+            "no prompt was long enough for an indexer to choose: index_scores, select_entries were not compared"
+        )
     if recording.num_left_out:
         notes.append(f"{recording.num_left_out} calls were left out: the recording had reached its limit of bytes")
     return tuple(notes)

@@ -20,7 +20,7 @@ SHORT = {
 LONG = (
     "A lighthouse keeper writes down what passes: a coaster with timber, two trawlers, a yacht without its mast. "
     "At noon he climbs the stairs again, {n} steps of them, cleans the lens, winds the clock, and notes the wind. "
-    "Numbers matter to him. On day {n} the barometer stood at {p}, the swell came from the west, the mail was late. "
+    "Numbers matter to him. On day {n} the barometer stood at {p}, the swell came from the west, and no mail came. "
     "He wonders whether the next keeper will read any of it, or only count the pages.\n"
 )
 MIN_LONG_TOKENS = 600

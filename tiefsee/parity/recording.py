@@ -83,7 +83,7 @@ class Recording:
                 for site, of_prompts in self.picks.items() for prompt, picks in of_prompts.items()
             ],
             "calls": [
-                {"operator": c.operator, "site": c.site, "has_ties": c.has_ties,
+                {"operator": c.operator, "site": c.site, "probe": c.probe,
                  "arguments": [_pack(a, put) for a in c.arguments], "outputs": [_pack(o, put) for o in c.outputs]}
                 for c in self.calls
             ],
@@ -120,7 +120,7 @@ def _read(facts: Mapping[str, Any], get: Any) -> Recording:
         picks.setdefault(site, {})[prompt] = dict(zip(positions, get(name).unbind(), strict=True))
     calls = tuple(
         Call(c["operator"], c["site"], tuple(_unpack(a, get) for a in c["arguments"]),
-             tuple(_unpack(o, get) for o in c["outputs"]), c["has_ties"])
+             tuple(_unpack(o, get) for o in c["outputs"]), c["probe"])
         for c in facts["calls"]
     )  # fmt: skip
     return Recording(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -118,9 +119,24 @@ class Report:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        """All of it and the verdict, for `json.dumps`; an error that is not finite is the text "inf"."""
+        facts = {
             **asdict(self),
             "passed": self.passed,
             "verdict": self.verdict(),
             "blamed": list(dict.fromkeys(o.operator for o in self.blamed)),
         }
+        for operator, result in zip(facts["operators"], self.operators, strict=True):
+            operator["passed"] = result.passed
+        for prompt, judged in zip(facts["prompts"], self.prompts, strict=True):
+            prompt["passed"] = judged.passed
+        return _finite(facts)  # type: ignore[no-any-return]
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "inf"
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value

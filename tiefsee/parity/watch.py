@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from tiefsee.engine import EngineCore
-from tiefsee.parity.calls import OPERATORS, PICKS, Call, Parameters, bind, keep, with_ties
+from tiefsee.parity.calls import OPERATORS, PICKS, Call, bind, keep, probe
+from tiefsee.parity.replay import Player
 from tiefsee.schedule import Batch
 
 # Per site ("layers.3.ffn.gate") and prompt: position -> what was picked for it, [K].
@@ -35,7 +36,7 @@ class Watch:
         self.picks: Picks = {}
         self.num_bytes = 0
         self.num_left_out = 0
-        self._parameters = Parameters(self._network)
+        self._player = Player(core)
         self._stack: list[str] = []
         self._rows: list[tuple[int, int, int]] = []  # of the step: (prompt, start, number of tokens) per segment
         self._next_segment: dict[str, int] = {}
@@ -88,8 +89,8 @@ class Watch:
         return call
 
     def _keep(self, name: str, site: str, arguments: tuple[Any, ...], result: Any) -> None:
-        call = keep(name, site, arguments, result, self._parameters)
-        for one in (call, with_ties(call, self._ops)):
+        call = keep(name, site, arguments, result, self._player.parameters)
+        for one in (call, probe(call, self._player.play)):
             if one is None:
                 continue
             if self.num_bytes + one.num_bytes > self._limit_bytes:

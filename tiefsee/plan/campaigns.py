@@ -5,7 +5,8 @@ The benchmark's own configuration files do (github.com/SemiAnalysisAI/InferenceX
 and the recipes that it names; all versions from 2025-11-03 to 2026-05-05, Apache-2.0). They are kept as facts in
 data/inferencex.csv.gz: a worker is `number tp dp ep moe_tp`, `first` and `last` are the days on which the
 configuration stood there, `concurrency` is a list or a range. Under TensorRT-LLM a listed concurrency is at times that
-of one decode worker.
+of one decode worker. `slots` are the requests that all decode workers hold at most, where that was published: others
+wait for one of them to end, which is most of many a TTFT.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Configuration:
     decode: Sizes
     num_decode: int
     drafts: int
+    slots: int | None
 
     @property
     def num_chips(self) -> int:
@@ -98,6 +100,7 @@ def configurations() -> dict[tuple[str, str, str, int, int], tuple[Configuration
             row["chip"], row["stack"], row["precision"], int(row["isl"]), int(row["osl"]),
             date.fromisoformat(row["first"]), date.fromisoformat(row["last"]), row["version"], row["concurrency"],
             prefill, num_prefill, decode, num_decode, int(row["drafts"]),
+            int(row["slots"]) if row["slots"] else None,
         )  # fmt: skip
         found.setdefault((one.chip, one.stack, one.precision, one.isl, one.osl), []).append(one)
     return {key: tuple(ones) for key, ones in found.items()}

@@ -122,7 +122,7 @@ def question_of_run(run: Run, drafts: int) -> dict[str, Any]:
     if run.prefill is not None:
         question["disagg"] = {
             "prefill": _role(run, run.prefill, run.num_prefill),
-            "decode": _role(run, run.decode, run.num_decode),
+            "decode": _role(run, run.decode, run.num_decode) | ({"slots": run.slots} if run.slots else {}),
         }
     return question
 

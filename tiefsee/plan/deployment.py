@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,13 +23,15 @@ OVERLAPPING_STACKS = {"deepseek", "cloudmatrix", "cann-recipes", "xdeepserve"}
 
 @dataclass(frozen=True, eq=False)
 class Deployment:
-    """`num_decode` workers that decode, and prefill too unless `prefill` says who does; `precision` is decode's."""
+    """`num_decode` workers that decode, and prefill too unless `prefill` says who does; `precision` is decode's.
+    `slots` are the requests that a decode pool of its own holds at most."""
 
     decode: Worker
     num_decode: int
     precision: str
     prefill: Worker | None = None
     num_prefill: int = 0
+    slots: float = math.inf
 
     @property
     def num_chips(self) -> int:
@@ -43,7 +46,8 @@ class Deployment:
         first = prefill_e or decode_e
         moved = self.transfer_s(load.isl, min(decode_e.far, first.far))
         return serve_disaggregated(
-            self.prefill, self.num_prefill, self.decode, self.num_decode, load, first, decode_e, moved
+            self.prefill, self.num_prefill, self.decode, self.num_decode, load, first, decode_e, moved,
+            self.slots,
         )
 
     def transfer_s(self, tokens: float, share: float) -> float:

@@ -35,6 +35,8 @@ class Efficiency:
     skew           deviation of one expert's load from the mean, where copies of hot experts do not even it out
     request_s      what a request waits that no model step explains: the network, the tokenizer, the first schedule
     front_s        of that, what is done for one request after the other
+    first_steps    decode steps until the first token is sent: engines under load schedule, and send tokens, in bunches
+    gather_steps   the same on top where data-parallel groups of a worker wait for one another's prompts
     burst          requests of a benchmark come in bunches, all at once at first: the share of all prompts' prefills
                    that one waits for in the mean, beyond the queue of arrivals at random
     """
@@ -59,8 +61,10 @@ class Efficiency:
     interleave: float = 1.0
     lockstep: float = 0.5
     skew: float = 0.7
-    request_s: float = 0.12
+    request_s: float = 0.05
     front_s: float = 0.01
+    first_steps: float = 10.0
+    gather_steps: float = 10.0
     burst: float = 0.08
 
     def changed(self, factors: Mapping[str, float]) -> Efficiency:

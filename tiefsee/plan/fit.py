@@ -31,6 +31,7 @@ SURE = {
 }  # fmt: skip  # bases that are known better
 STACK_FIELDS = (
     "launch_s", "step_s", "near", "near_s", "far", "prefill", "eager", "interleave", "request_s", "front_s", "burst",
+    "first_steps", "gather_steps",
     "experts_memory", "matmul_memory",
 )  # fmt: skip
 VENDOR_FIELDS = (

@@ -43,7 +43,8 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Run:
-    """One row; `decode` serves both roles where `prefill` is None. `drafts` of each step, None where nobody knows."""
+    """One row; `decode` serves both roles where `prefill` is None. `drafts` of each step, and `slots`, the requests that
+    all decode workers hold at most; None where nobody knows."""
 
     id: str
     model: str
@@ -63,6 +64,7 @@ class Run:
     ttft_s: float
     tpot_s: float
     drafts: int | None
+    slots: int | None = None
     assumed: tuple[str, ...] = ()
 
     @property

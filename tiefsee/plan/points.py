@@ -57,6 +57,7 @@ STACKS: dict[str, str] = {
     "cloudmatrix": "CloudMatrix-Infer",
     "xdeepserve": "xDeepServe",
     "mindie": "MindIE",
+    "mindspeed": "MindSpeed-LLM and MindFormers",
     "megatron": "Megatron-Core",
     "automodel": "NeMo AutoModel",
     "torchtitan": "TorchTitan on NVIDIA",
@@ -153,6 +154,7 @@ class Point:
     micro_batch: int | None = None
     recompute: str = ""
     schedule: str = ""
+    mtp: bool | None = None
     tokens: float | None = None
     part: str = ""
     causal: bool | None = None
@@ -205,6 +207,7 @@ class Point:
             "context": self.context, "mtp_drafts": self.mtp_drafts, "overlap": self.overlap,
             "kv_precision": self.kv_precision or None, "num_workers": self.num_workers, "tokens": self.tokens,
             "recompute": self.recompute or None, "schedule": self.schedule or None, "micro_batch": self.micro_batch,
+            "mtp": self.mtp,
         }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -90,7 +91,10 @@ class Question:
         second, num_second = self.workers(disagg["decode"])
         precision = disagg["decode"].get("precision") or self.precision
         chips = sum(int(disagg[role].get("num_chips", self.num_chips)) for role in ("prefill", "decode"))
-        return Deployment(second, num_second, precision, first, num_first), chips
+        slots = disagg["decode"].get("slots", math.inf)
+        if isinstance(slots, bool) or not isinstance(slots, (int, float)) or not slots > 0:
+            raise ConfigError(f"decode's slots are {slots!r}; needed are the requests that all its workers hold at most")
+        return Deployment(second, num_second, precision, first, num_first, slots), chips
 
     def efficiency(self, chip: Chip) -> Efficiency:
         return self.calibrated.base.of(chip.vendor, self.stack, self.date)

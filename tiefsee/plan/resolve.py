@@ -35,7 +35,7 @@ def resolve(runs: Sequence[Run], known: Sequence[Run]) -> list[Run]:
     settled = [_settled(run, ones) for run, ones in zip((*asked, *others), found, strict=True)]
     for _ in range(3):  # those that are told first tell others
         settled = _tell_drafts(settled, (*copies.values(),), found)
-    return [_named(run) for run in settled[: len(runs)]]
+    return [_with_slots(_named(run)) for run in settled[: len(runs)]]
 
 
 def _as_copy(run: Run, other: Run) -> Run:
@@ -129,6 +129,17 @@ def _drafted(run: Run, alike: Iterable[Run]) -> bool | None:
     if min(times) > FASTER * max(times):
         return None
     return run.tpot_s < math.sqrt(min(times) * max(times))
+
+
+def _with_slots(run: Run) -> Run:
+    """With what its decode workers hold, as published for this load on this layout."""
+    if run.source == "own" or run.prefill is None:
+        return run
+    found = configurations().get((run.chip, run.stack, run.precision, run.isl, run.osl), ())
+    layout = (run.prefill, run.num_prefill, run.decode, run.num_decode)
+    same = [c for c in found if c.layout == layout and c.drafts == run.drafts and c.ran(run.concurrency)]
+    sizes = {c.slots for c in narrowed(same, run.date, run.version)}
+    return replace(run, slots=sizes.pop()) if len(sizes) == 1 else run
 
 
 def _named(run: Run) -> Run:

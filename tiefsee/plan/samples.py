@@ -58,7 +58,8 @@ def run_deployment(run: Run) -> Deployment:
     """Raises ConfigError for a layout that does not fit together."""
     decode = _worker(run.model, run.chip, run.precision, run.decode)
     prefill = _worker(run.model, run.chip, run.precision, run.prefill) if run.prefill is not None else None
-    return Deployment(decode, run.num_decode, run.precision, prefill, run.num_prefill if prefill else 0)
+    num_prefill, slots = (run.num_prefill if prefill else 0), (run.slots or math.inf)
+    return Deployment(decode, run.num_decode, run.precision, prefill, num_prefill, slots)
 
 
 @lru_cache(maxsize=4096)

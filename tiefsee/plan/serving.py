@@ -3,7 +3,8 @@
 decode    step(b) = operators + collectives + host; TPOT = step / (1 + accepted drafts)
 prefill   a batch of prompts, as far as it is not cached
 closed loop of c requests, prefill apart from decode:
-          c = rate (TTFT + osl TPOT): what waits for prefill is not in the decode batch
+          c = rate (TTFT + osl TPOT): what waits for prefill is not in the decode batch, nor what waits until one of
+          the requests ends that decode workers hold at most (slots)
 aggregated: each request's prefill stops the others' decode: TPOT = step + b / osl * prefill * interleave
 """
 
@@ -197,29 +198,33 @@ def serve_aggregated(worker: Worker, replicas: int, load: Load, e: Efficiency) -
     tpot = step / (1 + load.accepted) + per_group / load.osl * alone * e.interleave
     served_s = each + e.front_s
     wait = closed_loop_wait_s(per_group, served_s, load.osl * tpot) + e.burst * per_group * served_s
-    ttft = e.request_s + alone + step / 2 + wait
+    until_sent = e.first_steps + (e.gather_steps if worker.dp > 1 else 0.0)
+    ttft = e.request_s + alone + until_sent * step + wait
     return Served(tpot, ttft, load.concurrency / (ttft + load.osl * tpot), batch, alone, step)
 
 
 def serve_disaggregated(
     prefill: Worker, num_prefill: int, decode: Worker, num_decode: int, load: Load, prefill_e: Efficiency,
-    decode_e: Efficiency, transfer_s: float = 0.0,
+    decode_e: Efficiency, transfer_s: float = 0.0, slots: float = math.inf,
 ) -> Served:  # fmt: skip
-    """Prefill and decode on pools of their own; `transfer_s` is the cache's way between them."""
+    """Prefill and decode on pools of their own; `transfer_s` is the cache's way between them, `slots` the requests that
+    the decode pool holds at most: where more want to be served, each waits (c / slots - 1) answers for a place."""
     alone = prefill_s(prefill, load.isl, load.cached, prefill_e)
     each = prefill_each_s(prefill, load.isl, load.cached, prefill_e)
     # Groups of a worker step together, and prompts of some do not wait for prompts of all.
     per_server = load.concurrency / (num_prefill * prefill.dp ** (1.0 - prefill_e.lockstep))
     served_s = each + prefill_e.front_s
-    free = prefill_e.request_s + alone + transfer_s + prefill_e.burst * per_server * served_s
-    batch = max(1.0, load.concurrency / num_decode)
+    prefilled_s = alone + prefill_e.burst * per_server * served_s
+    batch = max(1.0, min(load.concurrency, slots) / num_decode)
     for _ in range(40):
         step = decode_between_s(decode, batch, load.context, load.drafts, decode_e)
         answer_s = load.osl * step / (1 + load.accepted)
-        # Requests that wait for a prefill that cannot keep up are not in the decode batch.
-        ttft = free + closed_loop_wait_s(per_server, served_s, answer_s)
+        # Who waits for prefill or a slot, whichever is narrower, is not in the decode batch.
+        before_s = prefilled_s + closed_loop_wait_s(per_server, served_s, answer_s)
+        for_slot_s = (load.concurrency / slots - 1) * answer_s
+        ttft = prefill_e.request_s + max(before_s, for_slot_s) + transfer_s + decode_e.first_steps * step
         rate = load.concurrency / (ttft + answer_s)
-        new = max(1.0, rate * answer_s / num_decode)
+        new = max(1.0, min(rate * answer_s, slots) / num_decode)
         if abs(new - batch) < 0.005 * batch:
             break
         batch = (batch + new) / 2

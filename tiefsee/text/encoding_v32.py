@@ -271,4 +271,7 @@ def _arguments(n: int, function: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except RecursionError as error:
+        raise RequestError(f"tools, calls or a schema are nested too deeply ({error}); make them flatter") from error

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tiefsee.errors import ConfigError
+from tiefsee.errors import ConfigError, RequestError
 from tiefsee.text.answer import AnswerParser, new_call_id
 from tiefsee.text.conversation import Conversation, Message, ResponseFormat
 from tiefsee.text.grammar import answer_grammar, read_schema
@@ -72,14 +72,22 @@ class V4Format:
 
         check_messages(messages)
         check_tools(tools)
-        conversation = recipe.Conversation(
-            [_message(recipe, message, thinking is not False) for message in developer_as_system(messages)],
-            thinking_mode=thinking is not False,
-            tools=[_tool(recipe, tool["function"]) for tool in tools or ()],
-            reasoning_effort=self._effort(effort, thinking),
-            **_response(response_format),
-        )
-        rendered = recipe.DeepseekV4Encoding().render_conversation(conversation)
+        level = self._effort(effort, thinking)
+        try:
+            conversation = recipe.Conversation(
+                [_message(recipe, message, thinking is not False) for message in developer_as_system(messages)],
+                thinking_mode=thinking is not False,
+                tools=[_tool(recipe, tool["function"]) for tool in tools or ()],
+                reasoning_effort=level,
+                **_response(response_format),
+            )
+            rendered = recipe.DeepseekV4Encoding().render_conversation(conversation)
+        except (
+            OverflowError,
+            UnicodeEncodeError,
+            RecursionError,
+        ) as error:  # not in its JSON
+            raise RequestError(f"V4's format cannot write this conversation: {error}; leave that out") from error
         ranges = tuple(rendered.special_ranges)
         in_reasoning = opens_reasoning(rendered.prompt, ranges)
         return ChatPrompt(rendered.prompt, ranges, in_reasoning, continues=bool(messages[-1].get("prefix")))
