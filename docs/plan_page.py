@@ -57,7 +57,7 @@ def _section(text: str, name: str) -> str:
     found = next((part for part in parts if part.startswith(name)), None)
     if found is None:
         raise RuntimeError(f"no section of the output starts with {name!r}")
-    lines = [line for line in found.strip("\n").split("\n")]
+    lines = found.strip("\n").split("\n")
     notes = next((i for i, line in enumerate(lines) if line.startswith("note: ")), len(lines))
     return "\n".join(lines[:notes]) + "\n"
 
@@ -100,8 +100,7 @@ def _value(number: str) -> float:
 
 
 def _last_digit(number: str) -> float:
-    """1 for 23, 100 for 22,000's hundreds being shown: one in the last digit that is not a trailing zero, at most in the
-    second."""
+    """1 for 23, 1,000 for 22,000: one in the last digit that is no trailing zero, at most in the second."""
     mantissa, _, exponent = number.replace(",", "").lstrip("-").partition("e")
     whole, _, fraction = mantissa.partition(".")
     if fraction:

@@ -36,8 +36,10 @@ def test_what_a_command_prints_stands_on_the_page(block):
 
 def test_the_five_questions_are_there():
     commands = " ".join(block.command for block in BLOCKS)
-    for words in ("h200:32", "--prefill ascend-910c:64 --decode h20:16", "ascend-910c:32000", "h800:2048",
-                  "v3 --chips ascend-910c:2048", "ascend-950dt", "mychip.toml", "plan identify", "plan rl"):  # fmt: skip
+    for words in (
+        "h200:32", "--prefill ascend-910c:64 --decode h20:16", "ascend-910c:32000", "h800:2048",
+        "v3 --chips ascend-910c:2048", "ascend-950dt", "mychip.toml", "plan identify", "plan rl",
+    ):  # fmt: skip
         assert words in commands
 
 

@@ -126,9 +126,10 @@ def generator_of(options: argparse.Namespace, chip: Chip, count: int) -> Generat
 def rollouts_of(options: argparse.Namespace, generator: Generator) -> Rollouts:
     from tiefsee.plan.training.rl import Rollouts
 
-    longest = options.longest or min(
-        LONGEST * options.answer_tokens, generator.workload.spec.max_position_embeddings - options.prompt_tokens
-    )
+    most = generator.workload.spec.max_position_embeddings - options.prompt_tokens
+    longest = min(LONGEST * options.answer_tokens, most) if options.longest is None else options.longest
+    if longest > most:
+        raise ConfigError(f"--longest is {longest:,}; with its prompt it exceeds the model's context of {most:,} more")
     return Rollouts(
         options.prompts, options.samples, options.prompt_tokens, options.answer_tokens, longest,
         generator.tokens_per_s_per_chip, generator.pace_s, options.tail_hidden, options.updates, options.forwards,

@@ -86,9 +86,14 @@ def mixed_answer(options: argparse.Namespace, calibrated: Calibrated) -> MixedAn
     from tiefsee.plan.search.predicted import predicted
 
     calm = steady(calibrated)
-    if options.prefill or options.decode or options.concurrency:
+    left_out = [
+        f"--{name}" for name in ("prefill", "decode", "concurrency", "goal", "against", "scaling")
+        if getattr(options, name)
+    ]  # fmt: skip
+    if left_out:
         raise ConfigError(
-            "several --chips are mixed by a linear program; leave --prefill, --decode and --concurrency out"
+            f"several --chips are mixed by a linear program, for most throughput or the least cost of a --rate; leave "
+            f"{', '.join(left_out)} out"
         )
     name, workload, slo = workload_of(options)
     pools = [pool_of(options, text, options.precision, calm) for text in options.chips]

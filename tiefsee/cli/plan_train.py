@@ -73,7 +73,9 @@ def _job(options: argparse.Namespace, chip: Any, count: int, alternative: bool =
     from tiefsee.plan.training.job import make_job, recipe_of
 
     spec = find_spec(options.model)
-    sequence = options.sequence or recipe_of(spec).sequence
+    sequence = recipe_of(spec).sequence if options.sequence is None else options.sequence
+    if sequence < 1:
+        raise ConfigError(f"--sequence is {sequence}; needed is a whole number of 1 or more")
     batch = options.global_batch
     if options.global_batch_tokens is not None:
         if batch is not None:

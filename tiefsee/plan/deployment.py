@@ -46,7 +46,14 @@ class Deployment:
         first = prefill_e or decode_e
         moved = self.transfer_s(load.isl, min(decode_e.far, first.far))
         return serve_disaggregated(
-            self.prefill, self.num_prefill, self.decode, self.num_decode, load, first, decode_e, moved,
+            self.prefill,
+            self.num_prefill,
+            self.decode,
+            self.num_decode,
+            load,
+            first,
+            decode_e,
+            moved,
             self.slots,
         )
 

@@ -93,7 +93,9 @@ class Question:
         chips = sum(int(disagg[role].get("num_chips", self.num_chips)) for role in ("prefill", "decode"))
         slots = disagg["decode"].get("slots", math.inf)
         if isinstance(slots, bool) or not isinstance(slots, (int, float)) or not slots > 0:
-            raise ConfigError(f"decode's slots are {slots!r}; needed are the requests that all its workers hold at most")
+            raise ConfigError(
+                f"decode's slots are {slots!r}; needed are the requests that all its workers hold at most"
+            )
         return Deployment(second, num_second, precision, first, num_first, slots), chips
 
     def efficiency(self, chip: Chip) -> Efficiency:
