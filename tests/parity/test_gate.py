@@ -111,6 +111,10 @@ def test_an_operator_that_refuses_is_a_finding():
     (blamed,) = report.blamed
     assert (blamed.operator, blamed.failure) == ("rms_norm", "NotImplementedError: 20 channels")
     assert "20 channels" in report.verdict()
+    whole = compare(recording(Model("v3")), core, operators=lambda name: name == "linear")
+    assert not whole.blamed
+    assert whole.verdict() == "the prompts cannot be run: NotImplementedError: 20 channels"
+    assert not whole.passed
 
 
 @pytest.mark.parametrize("family", FAMILIES)

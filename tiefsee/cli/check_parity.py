@@ -8,6 +8,7 @@ tiefsee check parity --model M --device cuda --against cpu.safetensors      on a
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 from pathlib import Path
@@ -89,7 +90,10 @@ def _recording(options: argparse.Namespace) -> Recording:
         return Recording.load(Path(options.against))
     core = _open(options, options.device[0], last=False)
     prompts = from_file(Path(options.prompts), core) if options.prompts else built_in(core, options.long)
-    return record(core, prompts, model=str(options.model), limit_bytes=parse_bytes(options.record_limit))
+    recording = record(core, prompts, model=str(options.model), limit_bytes=parse_bytes(options.record_limit))
+    del core
+    gc.collect()  # the other side needs the room
+    return recording
 
 
 def _open(options: argparse.Namespace, device: str, *, last: bool):  # type: ignore[no-untyped-def]

@@ -56,8 +56,15 @@ def compare(
     device = describe(core)
     number = coarsest([*recording.formats(), *device["formats"], *_unlike_weights(recording, device)])
     results = _compare_operators([c for c in recording.calls if operators(c.operator)], recording, core, tolerances)
-    prompts = _compare_prompts(recording, core, tolerances[number]) if end_to_end else ()
-    return Report(recording.model, recording.side, device, number, results, prompts, _notes(recording, core))
+    prompts: tuple[PromptResult, ...] = ()
+    failure = None
+    if end_to_end:
+        try:
+            prompts = _compare_prompts(recording, core, tolerances[number])
+        except Exception as error:  # as of an operator: whatever it is, it belongs into the report
+            failure = _said(error)
+    notes = _notes(recording, core)
+    return Report(recording.model, recording.side, device, number, results, prompts, notes, failure)
 
 
 # ---------------------------------------------------------------------------------------- operators
@@ -97,7 +104,7 @@ def _judge(call: Call, player: Player, tolerance: Tolerance) -> _Judged:
     try:
         outputs = player.play(call)
     except Exception as error:  # a device's operator may refuse anything in any way: that is a finding, too
-        judged.failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        judged.failure = _said(error)
         return judged
     if [o is None for o in outputs] != [o is None for o in call.outputs]:
         judged.failure = "gives nothing where the reference does, or the other way round"
@@ -113,6 +120,10 @@ def _judge(call: Call, player: Player, tolerance: Tolerance) -> _Judged:
             judged.errors = torch.cat((judged.errors, row_errors(found, needed)))
             judged.num_rows = len(judged.errors)
     return judged
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
 def _judge_picks(judged: _Judged, call: Call, found: torch.Tensor, needed: torch.Tensor, tolerance: Tolerance) -> None:

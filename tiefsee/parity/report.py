@@ -80,7 +80,8 @@ class PromptResult:
 
 @dataclass(frozen=True)
 class Report:
-    """`reference` and `device` describe the two sides; `notes` are what a reader must know to judge."""
+    """`reference` and `device` describe the two sides; `notes` are what a reader must know to judge; `failure` says
+    why the prompts could not be run at all."""
 
     model: str
     reference: Mapping[str, Any]
@@ -89,11 +90,12 @@ class Report:
     operators: tuple[OperatorResult, ...]
     prompts: tuple[PromptResult, ...]
     notes: tuple[str, ...] = ()
+    failure: str | None = None
     version: int = field(default=REPORT_VERSION)
 
     @property
     def passed(self) -> bool:
-        return not self.blamed and all(p.passed for p in self.prompts)
+        return self.failure is None and not self.blamed and all(p.passed for p in self.prompts)
 
     @property
     def blamed(self) -> tuple[OperatorResult, ...]:
@@ -112,6 +114,8 @@ class Report:
             )  # fmt: skip
             names = ", ".join(dict.fromkeys(o.operator for o in self.blamed))
             return f"not the same: {names}; the worst at {first.site or 'the top'}: {what}"
+        if self.failure is not None:
+            return f"the prompts cannot be run: {self.failure}"
         failed = [f"{c.name} {c.value:.3g}" for p in self.prompts for c in p.checks if not c.passed]
         return (
             "not the same, though every operator that was looked at is: something between them (cache, order of steps, "

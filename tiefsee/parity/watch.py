@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tiefsee.engine import EngineCore
@@ -112,7 +113,7 @@ class Watch:
             chose = (arguments[1] > result.shape[1]).tolist()
         places = [(prompt, position) for prompt, start, count in spans for position in range(start, start + count)]
         noted, forced = self.picks.setdefault(site, {}), (self._forced or {}).get(site, {})
-        picks, chosen = result.cpu(), result
+        picks, chosen = result.to("cpu", torch.int32), result
         for row, (prompt, position) in enumerate(places):
             if not chose[row]:
                 continue
