@@ -3,13 +3,15 @@
 #   make test    set up .venv and run the tests          make lint    style and types
 #   make bench   speed against transformers, drafts, memory, the door: run it alone
 #   make parity  every planted fault and right change on models that the gate's limits were not chosen on (10 minutes)
+#   make ascend-emulated   the tests of Huawei's Ascend, through torch_npu on an emulated CANN (x86-64, gcc)
+#   make ascend-hardware   the same on a machine with a card, and a report of them
 #   make soak    half an hour of a crowd at the door      make fuzz    10,000 requests of any kind
 PYTHON ?= python3
 PYTEST_ARGS ?=
 BIN := .venv/bin
 PROMPT ?= Once upon a time
 
-.PHONY: demo test lint bench parity soak fuzz clean
+.PHONY: demo test lint bench parity soak fuzz clean ascend-emulated ascend-traces ascend-hardware
 .DEFAULT_GOAL := test
 
 demo: .venv/.installed-run
@@ -45,8 +47,33 @@ soak: .venv/.installed-dev
 fuzz: .venv/.installed-dev
 	TIEFSEE_FUZZ_EXAMPLES=10000 $(BIN)/python -m pytest -q -s --timeout 3600 tests/serve/test_fuzz.py
 
+# Ascend lives in an environment of its own: where torch_npu is installed and CANN is not, `import torch` fails.
+ASCEND := .venv-ascend/bin/python
+# Two workers share the CPU; each engine of the tests gets a small card.
+ASCEND_PYTEST = -m pytest -q --timeout 600 -n 2 --dist loadfile $(PYTEST_ARGS)
+EMULATED = OMP_NUM_THREADS=1 $(ASCEND) -m tests.fakecann --device-bytes 4000000000
+
+ascend-emulated: .venv-ascend/.installed .venv/.installed-dev
+	@echo "== the engine on a device that only Python knows"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -p tests.pure_npu --device npu tests/engine $(PYTEST_ARGS)
+	@echo "== torch_npu on an emulated CANN, Ascend 910B3"
+	$(EMULATED) --soc Ascend910B3 $(ASCEND_PYTEST) tests/ascend
+	@echo "== Ascend 910C"
+	$(EMULATED) --soc Ascend910_9391 $(ASCEND_PYTEST) tests/ascend/test_traces.py tests/ascend/test_engine.py -k "trace or fold or calls or fp8 or (v3 and bfloat16)"
+	@echo "== Ascend 950: formats, and the operators that only it has"
+	$(EMULATED) --soc Ascend950 $(ASCEND_PYTEST) tests/ascend/test_operators.py tests/ascend/test_engine.py -k "hyper or gating or fp8"
+
+# After a change that is meant to change what runs on the card: write the traces anew, and read the difference.
+ascend-traces: .venv-ascend/.installed
+	WRITE_TRACES=1 $(EMULATED) -m pytest -q tests/ascend/test_traces.py
+	git diff --stat tests/ascend/traces
+
+# On a machine with a card and CANN (its set_env.sh sourced): the same tests, and a report for an issue.
+ascend-hardware: .venv-ascend/.installed
+	$(ASCEND) tests/ascend/report.py $(PYTEST_ARGS)
+
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-ascend build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -61,3 +88,8 @@ clean:
 .venv/.installed-dev: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@ .venv/.installed-run
+
+.venv-ascend/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-ascend
+	$(ASCEND) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ascend]' pytest pytest-timeout pytest-xdist hypothesis
+	@touch $@

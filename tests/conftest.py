@@ -1,6 +1,7 @@
 """Options and fixtures that every test may use.
 
 `--device cuda` runs the tests that take the `device` fixture on another device; the default is the CPU.
+`-p tests.pure_npu --device npu` makes that another one a device that only Python knows.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def device(request: pytest.FixtureRequest) -> str:
     """Name of the device under test, as `torch.device` and `LLM(device=)` take it."""
     name: str = request.config.getoption("--device")
-    if name.startswith("cuda"):
-        import torch
+    if name != "cpu":
+        from tiefsee.errors import DeviceError
+        from tiefsee.ops import open_device
 
-        if not torch.cuda.is_available():
-            pytest.exit(f"--device {name}: this torch ({torch.__version__}) finds no CUDA device", returncode=2)
+        try:
+            open_device(name)
+        except DeviceError as error:
+            pytest.exit(f"--device {name}: {error}", returncode=2)
     return name

@@ -74,7 +74,7 @@ def judge(own: str, name: str) -> str | None:
     if own in TORCH_FREE and any(name == lib or name.startswith(lib + ".") for lib in TORCH):
         return f"{own} must do without torch, but imports {name}"
     parts = name.split(".")
-    if parts[0] != "tiefsee" or parts[1:] in (["__version__"], []):
+    if parts[0] != "tiefsee" or parts[1:] in (["__version__"], ["leave_vendors_out"], []):
         return None
     other = EXPORTS.get(parts[1], parts[1])
     if other == own:

@@ -14,6 +14,7 @@ from tiefsee.model import Network
 from tiefsee.ops import Operators
 from tiefsee.ops.view import StatelessView
 from tiefsee.spec import ModelSpec, model_spec
+from tiefsee.spec.model import MoE
 
 _YARN = {
     "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64,
@@ -58,7 +59,11 @@ def tiny_network(family: str, seed: int = 0, device: str = "cpu", **changes: Any
     `changes` are of the config.
     """
     spec = tiny_spec(family, **changes)
-    network = Network(spec, Operators())
+    return randomise(Network(spec, Operators()), spec, seed).to(device).eval().requires_grad_(False)
+
+
+def randomise(network: Network, spec: ModelSpec, seed: int = 0) -> Network:
+    """The same network with other numbers in all that a checkpoint holds."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in network.named_parameters():
         values = torch.randn(parameter.shape, generator=generator)
@@ -69,12 +74,12 @@ def tiny_network(family: str, seed: int = 0, device: str = "cpu", **changes: Any
         else:
             values *= 0.3
         parameter.data.copy_(values)
-    num_experts = changes.get("n_routed_experts", CONFIGS[family]["n_routed_experts"])
+    moe = next(layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoE))
     for name, buffer in network.named_buffers():
         if name.endswith("tid2eid"):
             for row in buffer:
-                row.copy_(torch.randperm(num_experts, generator=generator)[: len(row)])
-    return network.to(device).eval().requires_grad_(False)
+                row.copy_(torch.randperm(moe.n_routed_experts, generator=generator)[: len(row)])
+    return network
 
 
 def tiny_llm(network: Network, tokenizer: Any = None, **options: Any) -> LLM:

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from tiefsee import __version__
+from tiefsee import __version__, leave_vendors_out
 from tiefsee.errors import TiefseeError
 
 
@@ -21,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Before torch is loaded: OpenMP's idle threads shall sleep and not spin. On a machine with other work a
     # spinning barrier costs far more than it saves (102 against 1.9 tokens/s, docs/log.md 2026-11-24).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    leave_vendors_out()
     if options.command is None:
         parser.print_help()
         return 2
@@ -125,9 +126,13 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    group.add_argument("--device", default="cpu", help="cpu, cuda or npu (default: cpu)")
     group.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 (default: the checkpoint's)")
-    group.add_argument("--format", default="keep", help="keep (default), bf16, fp16, fp32 or int8 weights")
+    group.add_argument(
+        "--format",
+        default="auto",
+        help="weights: auto (as published, if it can), keep, bf16, fp16, fp32 or int8",
+    )
     group.add_argument("--max-context", type=int, help="tokens of prompt and answer together")
     group.add_argument("--max-draft", type=int, help="most MTP drafts per step; 0 switches them off")
     group.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch")

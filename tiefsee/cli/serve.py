@@ -38,9 +38,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     keys.add_argument("--salt-per-key", action="store_true", help="keys share no cached prefixes (timing tells them)")
     keys.add_argument("--new-key", metavar="NAME", help="print a new key and its lines for the file, then exit")
     engine = parser.add_argument_group("engine")
-    engine.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    engine.add_argument("--device", default="cpu", help="cpu, cuda or npu (default: cpu)")
     engine.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 (default: the checkpoint's)")
-    engine.add_argument("--format", default="keep", help="keep (default), bf16, fp16, fp32 or int8 weights")
+    engine.add_argument(
+        "--format",
+        default="auto",
+        help="weights: auto (as published, if it can), keep, bf16, fp16, fp32 or int8",
+    )
     engine.add_argument("--max-context", type=int, help="tokens of prompt and answer together")
     engine.add_argument("--max-running", type=int, help="requests computed at once")
     engine.add_argument("--max-step-tokens", type=int, help="tokens per step: larger prompts are cut")

@@ -37,6 +37,7 @@ def build_core(
     spec = model_spec(files.config)
     chosen = resolve_dtype(dtype, spec)
     ops = operators or operators_for(torch_device)
+    format, converted = ops.resolve_format(format, spec)
     check_memory(spec, format, chosen, torch_device, ops.free_bytes(torch_device))
     network, report = load(files, spec, torch_device, ops, chosen, format, progress)
     config = resolve_config(config, spec, report)
@@ -49,7 +50,7 @@ def build_core(
         network, plan, max_context, config, tokenizer, files.generation_config, files.folder,
         config.model_id or fingerprint(files),
     )  # fmt: skip
-    core.notes = [*ops.notes, *notes(spec, report)]
+    core.notes = [*filter(None, [converted]), *ops.remarks(spec, DTYPES[chosen]), *notes(spec, report)]
     return core
 
 

@@ -26,13 +26,13 @@ class LLM:
         print(llm.generate("The sea was", Sampling(temperature=0, max_tokens=32)).text)
 
     `model` is a folder, a hub id or the name of a bundled model. `dtype` is what activations and plain
-    weights are ("auto": the checkpoint's); `format` converts weights at load ("keep" leaves FP8 and FP4
-    packed). Other options are those of `EngineConfig`. Raises ModelNotFound, ConfigError,
+    weights are ("auto": the checkpoint's); `format` converts weights at load ("auto" leaves FP8 and FP4 packed
+    where the device can hold them, "keep" insists on it). Other options are those of `EngineConfig`. Raises ModelNotFound, ConfigError,
     CheckpointError, OutOfMemory.
     """
 
     def __init__(
-        self, model: str | Path, *, device: str = "cpu", dtype: str = "auto", format: str = "keep",
+        self, model: str | Path, *, device: str = "cpu", dtype: str = "auto", format: str = "auto",
         progress: bool = False, **options: Any,
     ) -> None:  # fmt: skip
         unknown = set(options) - set(EngineConfig.__dataclass_fields__)

@@ -47,6 +47,9 @@ def draw(
         return best
     # Less the best one, so that the coldest temperature makes no infinity.
     scaled_W = (logits_W - logits_W[best]) / max(sampling.temperature, _COLDEST)
+    # The rest needs float64, which not every device has: Ascend's torch silently takes float32, where the noise of one
+    # token in 2 ** 25 is infinite.
+    scaled_W = scaled_W.cpu()
     candidates, scaled = truncate(scaled_W, sampling)
     return int(candidates[(scaled.double() + gumbel(seed, position, candidates)).argmax()])
 

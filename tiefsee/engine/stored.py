@@ -25,7 +25,7 @@ class StoredRows:
         self, stream: Stream, layout: Layout, cache_dtype: str, ops: Operators, device: torch.device,
         num_blocks: int, rows_per_block: int, rows_per_page: int,
     ) -> None:  # fmt: skip
-        self.stream, self.layout, self.device = stream, layout, device
+        self.stream, self.layout, self.device, self._ops = stream, layout, device, ops
         self.planes: tuple[Plane, ...] = stream.planes(cache_dtype, layout)
         self.num_blocks, self.rows_per_block, self.rows_per_page = num_blocks, rows_per_block, rows_per_page
         self.pages_per_block = rows_per_block // rows_per_page if rows_per_page else 1
@@ -70,7 +70,7 @@ class StoredRows:
     def write_stored(self, layer: int, slots: Tensor, stored: Stored) -> None:
         if self._is_run:
             for flat, new in zip(self._flat[layer], stored, strict=True):
-                flat.index_copy_(0, slots, new)
+                self._ops.write_rows(flat, slots, new)
             return
         for tensor, new in zip(self._tensors, stored, strict=True):
             tensor[layer][slots // self.rows_per_page, slots % self.rows_per_page] = new

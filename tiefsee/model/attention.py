@@ -80,17 +80,7 @@ class LightningIndexer(nn.Module):
         step.view.append_tokens("index", self.layer, self._rotate(self.k_norm(self.wk(hidden_TD)), cos_TR, sin_TR))
         scale = (self.spec.index_n_heads * self.spec.index_head_dim) ** -0.5
         weights_TI = self.weights_proj(hidden_TD).float() * scale
-        picks: list[Tensor | None] = []
-        for index, segment in enumerate(step.view.segments):
-            keys_SJ = step.view.history("index", self.layer, index, segment.end)
-            tokens = slice(segment.first, segment.last)
-            visible_T = step.positions_T[tokens] + 1 - segment.origin
-            if len(keys_SJ) <= self.spec.index_topk:
-                picks.append(None)
-                continue
-            scores_TS = self.ops.index_scores(query_TIJ[tokens], weights_TI[tokens], keys_SJ)
-            picks.append(self.ops.select_entries(scores_TS, visible_T, self.spec.index_topk))
-        return picks
+        return self.ops.pick_keys(query_TIJ, weights_TI, step.view, self.layer, self.spec.index_topk)
 
     def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         rope, rest = x.split((self.attention.qk_rope_head_dim, x.shape[-1] - self.attention.qk_rope_head_dim), dim=-1)

@@ -32,14 +32,13 @@ class Gate(nn.Module):
         self.load_E: Tensor | None = None
 
     def forward(self, hidden_TD: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        scores_TE = self.ops.router_scores(hidden_TD, self.weight, self.router.scoring_func)
-        if self.router.selection == "hash":
-            experts_TK = self.tid2eid[step.tokens_T]
-        else:
-            experts_TK = self.ops.select_experts(scores_TE, self.bias, self.router)
+        experts_of_token = self.tid2eid if self.router.selection == "hash" else None
+        experts_TK, weights_TK = self.ops.route(
+            hidden_TD, self.weight, self.bias, self.router, step.tokens_T, experts_of_token
+        )
         if self.load_E is not None:
             self.load_E += torch.bincount(experts_TK.flatten(), minlength=len(self.load_E))
-        return experts_TK, self.ops.expert_weights(scores_TE, experts_TK, self.router)
+        return experts_TK, weights_TK
 
 
 class Experts(nn.Module):

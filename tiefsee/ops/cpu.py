@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tiefsee.layouts import ROWS
 from tiefsee.ops import native, reference
-from tiefsee.ops.table import Operators
+from tiefsee.ops.table import Operators, parse_device
 from tiefsee.ops.view import CacheView, PagedHistory
 from tiefsee.ops.weight import AnyWeight, Weight, dense
 
@@ -38,6 +38,14 @@ NOT_BUILT = (
     "the CPU kernels are not there (no C++ compiler was found when tiefsee was installed); "
     "torch computes everything, about a fifth slower; install a compiler and then tiefsee again"
 )
+
+
+def open_device(name: str) -> torch.device:
+    return parse_device(name)
+
+
+def operators(device: torch.device) -> Operators:
+    return CpuOperators()
 
 
 class CpuOperators(Operators):

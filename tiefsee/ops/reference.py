@@ -199,13 +199,13 @@ def latent_attention(
         query_THC = absorb_query(query_nope_THN, query_rope_THR, key_HNC)
         parts = zip(tokens, rows, chosen, strict=True)
         return per_head(
-            value_HVC, torch.cat([_attend_latent(query_THC[t], r, scale, p, value_HVC) for t, r, p in parts])
+            value_HVC, torch.cat([attend_latent(query_THC[t], r, scale, p, value_HVC) for t, r, p in parts])
         )
     outputs = []
     for t, r, p, absorb in zip(tokens, rows, chosen, absorbs, strict=True):
         if absorb:
             query_THC = absorb_query(query_nope_THN[t], query_rope_THR[t], key_HNC)
-            outputs.append(per_head(value_HVC, _attend_latent(query_THC, r, scale, p, value_HVC)))
+            outputs.append(per_head(value_HVC, attend_latent(query_THC, r, scale, p, value_HVC)))
         else:
             outputs.append(_expanded(query_nope_THN[t], query_rope_THR[t], r, key_HNC, value_HVC, scale, p))
     return torch.cat(outputs)
@@ -225,7 +225,7 @@ def absorb_query(query_nope_THN: Tensor, query_rope_THR: Tensor, key_HNC: Tensor
     return torch.cat((torch.einsum("thn,hnc->thc", query_nope_THN, key_HNC), query_rope_THR), dim=-1)
 
 
-def _attend_latent(query_THC: Tensor, rows_SC: Tensor, scale: float, pick: Tensor | None, value_HVC: Tensor) -> Tensor:
+def attend_latent(query_THC: Tensor, rows_SC: Tensor, scale: float, pick: Tensor | None, value_HVC: Tensor) -> Tensor:
     """The latents that the queries of one segment attend to, weighted: [T, H, C]."""
     rank = value_HVC.shape[-1]
     if pick is not None and len(query_THC) == 1:
@@ -312,6 +312,27 @@ def select_entries(scores_TS: Tensor, num_visible_T: Tensor, top_k: int) -> Tens
         return None
     entry_S = torch.arange(scores_TS.shape[1], device=scores_TS.device)
     return top_k_stable(scores_TS.masked_fill(entry_S >= num_visible_T.unsqueeze(1), -torch.inf), top_k)
+
+
+def pick_keys(
+    query_TIJ: Tensor, weights_TI: Tensor, view: CacheView, layer: int, top_k: int,
+    score: Callable[[Tensor, Tensor, Tensor], Tensor] = index_scores,
+    select: Callable[[Tensor, Tensor, int], Tensor | None] = select_entries,
+) -> list[Tensor | None]:  # fmt: skip
+    """The keys (stream "index") that each query attends to, one [T, K] per segment as `select_entries` gives them;
+    None where a segment sees no more than `top_k`."""
+    picks: list[Tensor | None] = []
+    for index, segment in enumerate(view.segments):
+        keys_SJ = view.history("index", layer, index, segment.end)
+        if len(keys_SJ) <= top_k:
+            picks.append(None)
+            continue
+        tokens = slice(segment.first, segment.last)
+        scores_TS = score(query_TIJ[tokens], weights_TI[tokens], keys_SJ)
+        first = segment.start + 1 - segment.origin
+        visible_T = torch.arange(first, first + segment.num_tokens, device=keys_SJ.device)
+        picks.append(select(scores_TS, visible_T, top_k))
+    return picks
 
 
 # ------------------------------------------------------------------------ compressed attention (V4)

@@ -7,13 +7,18 @@ each replaced operator against the definition (tests/ops).
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Protocol, cast
+
 import torch
 from torch import Tensor
 
 from tiefsee.errors import DeviceError
 from tiefsee.layouts import ROWS, Layout
 from tiefsee.ops import reference
+from tiefsee.ops.view import CacheView
 from tiefsee.ops.weight import Weight
+from tiefsee.spec.model import ModelSpec, Router
 
 
 class Operators:
@@ -56,6 +61,37 @@ class Operators:
             return CpuOperators.free_bytes(device)
         return float(torch.get_device_module(device).mem_get_info(device)[0])
 
+    @staticmethod
+    def write_rows(rows_SC: Tensor, slots_T: Tensor, new_TC: Tensor) -> None:
+        """Rows of a cache pool, in place."""
+        rows_SC.index_copy_(0, slots_T, new_TC)
+
+    def remarks(self, spec: ModelSpec, dtype: torch.dtype) -> tuple[str, ...]:
+        """What a user should know of this model in this dtype on this backend, a sentence each."""
+        return self.notes
+
+    def resolve_format(self, format: str, spec: ModelSpec) -> tuple[str, str | None]:
+        """The format that weights are held in ("auto": as published, if the device can), and a sentence if they
+        are converted without having been told to. Raises DeviceError for a format that the device lacks."""
+        return ("keep" if format == "auto" else format), None
+
+    def route(
+        self, hidden_TD: Tensor, weight_ED: Tensor | Weight, bias_E: Tensor | None, router: Router,
+        tokens_T: Tensor, experts_of_token: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """The experts of each token [T, K] and their weights; by hash, `experts_of_token` [W, K] chooses."""
+        scores_TE = self.router_scores(hidden_TD, weight_ED, router.scoring_func)
+        if experts_of_token is not None:
+            experts_TK = experts_of_token[tokens_T]
+        else:
+            experts_TK = self.select_experts(scores_TE, bias_E, router)
+        return experts_TK, self.expert_weights(scores_TE, experts_TK, router)
+
+    def pick_keys(
+        self, query_TIJ: Tensor, weights_TI: Tensor, view: CacheView, layer: int, top_k: int
+    ) -> list[Tensor | None]:
+        return reference.pick_keys(query_TIJ, weights_TI, view, layer, top_k, self.index_scores, self.select_entries)
+
     def run_experts(
         self, hidden_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor,
         w1: Tensor | Weight, w2: Tensor | Weight, w3: Tensor | Weight, limit: float | None,
@@ -69,25 +105,40 @@ class Operators:
         return reference.expert_loop(sorted_ND, counts_E, w1, w2, w3, limit, self.linear)
 
 
+class Backend(Protocol):
+    """What the module of a backend offers."""
+
+    def open_device(self, name: str) -> torch.device:
+        """The torch device of that name; DeviceError when this machine does not have it."""
+        ...
+
+    def operators(self, device: torch.device) -> Operators: ...
+
+
+# One line for each kind of device; a module is imported when such a device is asked for.
+BACKENDS = {"cpu": "tiefsee.ops.cpu", "cuda": "tiefsee.ops.cuda", "npu": "tiefsee.ops.ascend"}
+
+
 def open_device(name: str) -> torch.device:
     """The torch device of that name; DeviceError when this machine does not have it."""
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise DeviceError(f"device {name!r} is not a device name; try 'cpu' or 'cuda:0'") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(
-            f"device {name!r} was asked for, but torch {torch.__version__} sees no CUDA card; use --device cpu"
-        )
-    if device.type not in ("cpu", "cuda"):
-        raise DeviceError(f"device {name!r} is not supported yet; there are 'cpu' and 'cuda'")
-    return device
+    return _backend(name).open_device(name)
 
 
 def operators_for(device: torch.device) -> Operators:
-    """The operator table of a device; CUDA runs the definition until it has kernels of its own."""
-    if device.type == "cpu":
-        from tiefsee.ops.cpu import CpuOperators
+    """The operator table of a device."""
+    return _backend(device.type).operators(device)
 
-        return CpuOperators()
-    return Operators()
+
+def parse_device(name: str) -> torch.device:
+    """The name as a torch device; DeviceError for `cpu:x` and the like."""
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"device {name!r} is not a device name; try {', '.join(map(repr, BACKENDS))}") from error
+
+
+def _backend(name: str) -> Backend:
+    kind = name.partition(":")[0]
+    if kind not in BACKENDS:
+        raise DeviceError(f"device {name!r} is not supported; there are {', '.join(map(repr, BACKENDS))}")
+    return cast(Backend, import_module(BACKENDS[kind]))

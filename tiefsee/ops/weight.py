@@ -47,9 +47,7 @@ class Weight(nn.Module):
 
     @property
     def shape(self) -> torch.Size:
-        """Logical shape: FP4 holds two columns a byte."""
-        *lead, columns = self.data.shape
-        return torch.Size((*lead, columns * 2 if self.packing.format == "fp4" else columns))
+        return logical_shape(self.data, self.packing)
 
     def unbind(self) -> tuple[PackedSlice, ...]:
         """The weights of a stack; nothing is copied."""
@@ -70,12 +68,22 @@ class PackedSlice:
     scale: Tensor
     packing: Packing
 
+    @property
+    def shape(self) -> torch.Size:
+        return logical_shape(self.data, self.packing)
+
     def dequantise(self, dtype: torch.dtype) -> Tensor:
         if self.packing.format == "fp8":
             return formats.unpack_fp8(self.data, self.scale, self.packing.block, dtype)
         if self.packing.format == "fp4":
             return formats.unpack_fp4(self.data, self.scale, dtype)
         return formats.unpack_int8(self.data, self.scale, dtype)
+
+
+def logical_shape(data: Tensor, packing: Packing) -> torch.Size:
+    """FP4 holds two columns a byte."""
+    *lead, columns = data.shape
+    return torch.Size((*lead, columns * 2 if packing.format == "fp4" else columns))
 
 
 AnyWeight = Tensor | Weight | PackedSlice

@@ -36,7 +36,7 @@ class EngineOptions(msgspec.Struct, frozen=True):
     model: str = "tiefsee-demo"
     device: str = "cpu"
     dtype: str = "auto"
-    format: str = "keep"
+    format: str = "auto"
     config: dict[str, Any] = {}
     core: str = ""
 

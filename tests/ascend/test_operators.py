@@ -1,0 +1,283 @@
+"""Each adapter on the card against the definition on the CPU, one operator at a time, and what the emulator refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.ascend.rounded import RoundedOperators
+from tiefsee.engine.cache import CachePlan, PagedView, StreamCache
+from tiefsee.layouts import ROWS
+from tiefsee.ops import Operators, formats, operators_for, reference
+from tiefsee.ops.ascend import AscendOperators, hyper
+from tiefsee.ops.ascend.chip import chip_of
+from tiefsee.ops.view import Segment
+from tiefsee.ops.weight import Packing, Weight
+from tiefsee.spec.model import Router
+from tiefsee.streams import Stream
+
+BF16 = torch.bfloat16
+# One rounding to BF16 of a number of the size of the largest.
+STEP = 2**-8
+
+
+def values(*shape, dtype=BF16, scale=1.0, seed=0):
+    return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
+
+
+def assert_near(found, needed, steps=2):
+    found = found.cpu()
+    assert found.shape == needed.shape
+    assert found.dtype == needed.dtype
+    tolerance = (STEP if found.dtype == BF16 else 1e-5) * steps
+    assert (found.float() - needed.float()).abs().max() <= tolerance * needed.float().abs().max()
+
+
+@pytest.fixture(scope="module")
+def ops(npu):
+    return operators_for(npu)
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.inference_mode():
+        yield
+
+
+@pytest.mark.parametrize("dtype", [BF16, torch.float32])
+def test_norm_rotation_activation(ops, npu, dtype):
+    x, weight = values(7, 3, 64, dtype=dtype), values(64, dtype=dtype, seed=1)
+    angles = torch.linspace(0, 6, 7 * 32).view(7, 1, 32)
+    cos, sin = angles.cos(), angles.sin()
+    assert_near(ops.rms_norm(x.to(npu), weight.to(npu), 1e-6), reference.rms_norm(x, weight, 1e-6))
+    assert_near(ops.rms_norm(x.to(npu), None, 1e-6), reference.rms_norm(x, None, 1e-6))
+    for name in ("rotate_pairs", "rotate_halves"):
+        needed = getattr(reference, name)(x, cos, sin)
+        assert_near(getattr(ops, name)(x.to(npu), cos.to(npu), sin.to(npu)), needed)
+    flat = reference.rotate_pairs(x[:, 0], cos[:, 0], sin[:, 0])
+    assert_near(ops.rotate_pairs(x[:, 0].to(npu), cos[:, 0].to(npu), sin[:, 0].to(npu)), flat)
+    for limit in (None, 0.7):
+        needed = RoundedOperators().swiglu(x, x.flip(0), limit)
+        assert_near(ops.swiglu(x.to(npu), x.flip(0).to(npu), limit), needed)
+
+
+ROUTERS = {
+    "v2": Router("softmax", "group_limited_greedy", 3, 16.0, False, 4, 2),
+    "v2-greedy": Router("softmax", "greedy", 6, 1.0, False),
+    "v3": Router("sigmoid", "noaux_tc", 4, 2.5, True, 4, 2),
+    "v4": Router("sqrtsoftplus", "noaux_tc", 4, 1.5, True),
+    "v4-hash": Router("sqrtsoftplus", "hash", 4, 1.5, True),
+}
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_gating(npu, ops, name):
+    """Of V4 it is the definition, unless the chip is a 950."""
+    router = ROUTERS[name]
+    hidden, weight = values(20, 48), values(32, 48, dtype=torch.float32, seed=1, scale=0.3)
+    bias = values(32, dtype=torch.float32, seed=2, scale=0.2) if router.has_bias else None
+    tokens = torch.arange(20) % 11
+    table = torch.stack([torch.randperm(32)[:4] for _ in range(11)]) if router.selection == "hash" else None
+    experts, weights = Operators().route(hidden, weight, bias, router, tokens, table)
+    on = [None if t is None else t.to(npu) for t in (hidden, weight, bias, tokens, table)]
+    found, found_weights = ops.route(on[0], on[1], on[2], router, on[3], on[4])
+    assert torch.equal(found.cpu(), experts)
+    assert_near(found_weights, weights)
+
+
+def int8_stack(*shape, seed):
+    codes, scale = formats.pack_int8(values(*shape, seed=seed, scale=shape[-1] ** -0.5, dtype=torch.float32))
+    return Weight(codes, scale, Packing("int8"))
+
+
+@pytest.mark.parametrize("limit", [None, 0.5])
+@pytest.mark.parametrize("kind", ["bfloat16", "float32", "int8"])
+def test_experts(npu, ops, kind, limit):
+    dtype = torch.float32 if kind == "float32" else BF16
+    hidden, picks = values(9, 64, dtype=dtype), torch.stack([torch.randperm(6)[:2] for _ in range(9)])
+    picks[picks == 4] = 5  # an expert that nobody visits; one token visits another twice, which is allowed
+    weights = torch.rand(9, 2)
+    if kind == "int8":
+        stacks = [int8_stack(6, 32, 64, seed=1), int8_stack(6, 64, 32, seed=2), int8_stack(6, 32, 64, seed=3)]
+        moved = [Weight(w.data.to(npu), w.scale.to(npu), w.packing) for w in stacks]
+    else:
+        stacks = [values(6, 32, 64, dtype=dtype, seed=1, scale=0.2), values(6, 64, 32, dtype=dtype, seed=2, scale=0.2),
+                  values(6, 32, 64, dtype=dtype, seed=3, scale=0.2)]  # fmt: skip
+        moved = [w.to(npu) for w in stacks]
+    needed = RoundedOperators().run_experts(hidden, picks, weights, *stacks, limit)
+    assert_near(ops.run_experts(hidden.to(npu), picks.to(npu), weights.to(npu), *moved, limit), needed)
+
+
+def test_int8_linear(npu, ops):
+    x, weight, bias = values(5, 3, 96), int8_stack(40, 96, seed=1), values(40, seed=2)
+    moved = Weight(weight.data.to(npu), weight.scale.to(npu), weight.packing)
+    assert_near(ops.linear(x.to(npu), moved, bias.to(npu)), RoundedOperators().linear(x, weight, bias))
+    # In float32 the weight is unpacked: an INT8 product would need FP16 or BF16 activations.
+    needed = reference.linear(x.float(), weight, bias.float())
+    assert_near(ops.linear(x.float().to(npu), moved, bias.float().to(npu)), needed)
+
+
+LATENT = Stream("latent", layers=(0,), family="history", shape=(576,), num_rotated=64)
+INDEX = Stream("index", layers=(0,), family="history", shape=(128,))
+# Requests: decode, drafts, a first token, a long chunk, a prompt; (tokens, start, origin).
+SPANS = [(1, 500, 0), (3, 130, 0), (1, 0, 0), (40, 300, 0), (17, 0, 0), (1, 40, 7), (30, 5, 5)]
+TABLES = [[5, 0], [3], [7], [9, 2], [4], [6], [1]]
+
+
+def views(spans, npu):
+    """The same rows on the CPU in plain rows, and on the card apart, in scattered pages."""
+    segments, first = [], 0
+    for count, start, origin in spans:
+        segments.append(Segment(first, first + count, start, origin))
+        first += count
+    found = []
+    for device, ops in ((torch.device("cpu"), RoundedOperators()), (npu, operators_for(npu))):
+        layout = ROWS if device.type == "cpu" else ops.layout
+        plan = CachePlan((LATENT, INDEX), 256, 10, 0, 0, 0, "bfloat16", layout)
+        cache = StreamCache(plan, device, ops)
+        for i, segment in enumerate(segments):
+            one = PagedView(cache, [Segment(0, segment.end, 0)], [TABLES[i]], [0])
+            one.append_tokens("latent", 0, values(segment.end, 576, seed=100 + i, scale=0.3).to(device))
+            one.append_tokens("index", 0, values(segment.end, 128, seed=200 + i).to(device))
+        found.append(PagedView(cache, segments, TABLES[: len(segments)], [0] * len(segments)))
+    return first, found[0], found[1]
+
+
+@pytest.mark.parametrize(
+    "spans", [SPANS, SPANS[:3], SPANS[3:5], SPANS[5:6]], ids=["mixed", "decode", "prefill", "late"]
+)
+def test_latent_attention(npu, ops, spans):
+    tokens, on_cpu, on_npu = views(spans, npu)
+    heads = 4
+    nope, rope = values(tokens, heads, 128), values(tokens, heads, 64, seed=1)
+    weight = values(heads * 256, 512, seed=2, scale=512**-0.5)
+    needed = RoundedOperators().latent_attention(nope, rope, weight, on_cpu, 0, 0.07, 128)
+    found = ops.latent_attention(nope.to(npu), rope.to(npu), weight.to(npu), on_npu, 0, 0.07, 128)
+    assert_near(found, needed)
+
+
+def test_heads_of_other_widths_are_the_definition(npu, ops):
+    """Decodes stay fused (D = 512 asks nothing of the heads), prompts are not; picks of late segments beside them."""
+    tokens, on_cpu, on_npu = views(SPANS, npu)
+    nope, rope, weight = values(tokens, 4, 96), values(tokens, 4, 64, seed=1), values(4 * 160, 512, seed=2, scale=0.04)
+    picks = [None] * len(SPANS)
+    picks[6] = torch.arange(20).expand(30, 20)
+    moved = [None if p is None else p.to(npu) for p in picks]
+    needed = RoundedOperators().latent_attention(nope, rope, weight, on_cpu, 0, 0.07, 64, picks)
+    found = ops.latent_attention(nope.to(npu), rope.to(npu), weight.to(npu), on_npu, 0, 0.07, 64, moved)
+    assert found.shape == (tokens, 4, 64)
+    assert_near(found, needed, steps=8)  # the definition rounds its scores
+
+
+@pytest.mark.parametrize("spans", [SPANS[:5], SPANS], ids=["from-the-start", "late-ones-too"])
+def test_picks_and_the_attention_over_them(npu, ops, spans):
+    tokens, on_cpu, on_npu = views(spans, npu)
+    query, weights = values(tokens, 4, 128), values(tokens, 4, seed=1, dtype=torch.float32)
+    needed = RoundedOperators().pick_keys(query, weights, on_cpu, 0, 32)
+    found = ops.pick_keys(query.to(npu), weights.to(npu), on_npu, 0, 32)
+    assert [p is None for p in found] == [p is None for p in needed]
+    for segment, mine, theirs in zip(on_cpu.segments, found, needed, strict=True):
+        for row, (a, b) in enumerate(zip(mine.tolist(), theirs.tolist(), strict=True) if mine is not None else ()):
+            visible = segment.start + row + 1 - segment.origin
+            assert {k for k in a if k < visible} == {k for k in b if k < visible}
+            assert len(a) == len(b) == 32
+            assert all(0 <= k < segment.end - segment.origin for k in a)
+    heads = 4
+    nope, rope = values(tokens, heads, 128), values(tokens, heads, 64, seed=1)
+    weight = values(heads * 256, 512, seed=2, scale=512**-0.5)
+    attended = RoundedOperators().latent_attention(nope, rope, weight, on_cpu, 0, 0.07, 128, needed)
+    assert_near(ops.latent_attention(nope.to(npu), rope.to(npu), weight.to(npu), on_npu, 0, 0.07, 128, found), attended)
+
+
+@pytest.mark.parametrize("dtype", [BF16, torch.float32, torch.int8, torch.uint8])
+def test_rows_are_written_in_place(npu, ops, dtype):
+    pool, rows = torch.zeros(12, 5, dtype=dtype), values(3, 5, scale=20).to(dtype)
+    slots = torch.tensor([7, 0, 11])
+    found = pool.clone().to(npu)
+    ops.write_rows(found, slots.to(npu), rows.to(npu))
+    assert torch.equal(found.cpu(), pool.index_copy(0, slots, rows))
+    ops.write_rows(found, slots[:0].to(npu), rows[:0].to(npu))
+
+
+def test_training_runs_the_definition(npu, ops):
+    with torch.inference_mode(False), torch.enable_grad():
+        x = values(4, 64, dtype=torch.float32).to(npu).requires_grad_()
+        weight = torch.ones(64).to(npu).requires_grad_()
+        ops.rms_norm(x, weight, 1e-6).square().sum().backward()
+    assert weight.grad is not None
+    needed = torch.ones(64, requires_grad=True)
+    with torch.inference_mode(False), torch.enable_grad():
+        reference.rms_norm(values(4, 64, dtype=torch.float32), needed, 1e-6).square().sum().backward()
+    assert_near(weight.grad, needed.grad)
+
+
+# ------------------------------------------------------------------- what the documentation refuses, the emulator does
+
+
+@pytest.fixture
+def has_fused_attention(soc):
+    """torch_npu takes another operator on Ascend 950, which is neither wired up nor emulated."""
+    if not chip_of(soc).generation.has_fused_attention:
+        pytest.skip(f"{soc} has another fused attention")
+
+
+@pytest.mark.usefixtures("has_fused_attention")
+def test_the_emulator_refuses_float32_attention(emulated):
+    query, rope = torch.zeros(1, 4, 512).to(emulated), torch.zeros(1, 4, 64).to(emulated)
+    with pytest.raises(RuntimeError, match=r"query is torch\.float32; FP16, BF16 and INT8"):
+        torch.ops.npu.npu_fused_infer_attention_score_v2(
+            query, query[:, :1], query[:, :1], query_rope=rope, key_rope=rope[:, :1], actual_seq_qlen=[1],
+            actual_seq_kvlen=[1], num_query_heads=4, num_key_value_heads=1, input_layout="TND",
+        )  # fmt: skip
+
+
+@pytest.mark.usefixtures("has_fused_attention")
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"heads": 6}, "6 heads"),
+        ({"block_size": 24}, "multiple of 16"),
+        ({"tokens": 17}, "17 queries of one request"),
+        ({"mask": torch.ones(2048, 2048, dtype=torch.int8)}, "1 above the diagonal"),
+        ({"table": torch.int64}, "block_table is int32"),
+    ],
+)
+def test_the_emulator_refuses_other_shapes(emulated, change, word):
+    heads, tokens, size = change.get("heads", 4), change.get("tokens", 2), change.get("block_size", 128)
+    mask = change.get("mask", torch.ones(2048, 2048, dtype=torch.int8).triu(1)).to(emulated)
+    pages, rotated = (torch.zeros(2, 1, size, width, dtype=BF16).to(emulated) for width in (512, 64))
+    query, rope = (torch.zeros(tokens, heads, width, dtype=BF16).to(emulated) for width in (512, 64))
+    with pytest.raises(RuntimeError, match=word):
+        torch.ops.npu.npu_fused_infer_attention_score_v2(
+            query, pages, pages, query_rope=rope, key_rope=rotated, atten_mask=mask, actual_seq_qlen=[tokens],
+            actual_seq_kvlen=[20], block_table=torch.zeros(1, 1, dtype=change.get("table", torch.int32)).to(emulated),
+            block_size=size, num_query_heads=heads, num_key_value_heads=1, input_layout="TND", sparse_mode=3,
+        )  # fmt: skip
+
+
+def test_grouped_products_want_bf16_scales(emulated):
+    x, weight = torch.zeros(4, 64, dtype=torch.int8).to(emulated), torch.zeros(2, 64, 32, dtype=torch.int8).to(emulated)
+    counts, scale, row = torch.tensor([2, 2]).to(emulated), torch.ones(2, 32).to(emulated), torch.ones(4).to(emulated)
+    with pytest.raises(RuntimeError, match=r"scale is torch\.float32 for results in torch\.bfloat16"):
+        torch.ops.npu.npu_grouped_matmul(
+            [x], [weight], scale=[scale], per_token_scale=[row], group_list=counts, split_item=3, group_type=0,
+            group_list_type=1, output_dtype=BF16,
+        )  # fmt: skip
+
+
+def test_hyper_connections_of_ascend_950(soc, npu):
+    streams, width, output = values(6, 4, 32), 32, values(6, 32, seed=5)
+    fn, base = values(24, 4 * width, dtype=torch.float32, seed=1, scale=0.1), values(24, dtype=torch.float32, seed=2)
+    scale = torch.tensor([0.5, 0.4, 0.3])
+    moved = [t.to(npu) for t in (streams, fn, base, scale)]
+    if not soc.startswith("Ascend950"):
+        with pytest.raises(RuntimeError, match="has no fused hyper-connections"):
+            hyper.mix(*moved, 5, 1e-6, 1e-6)
+        return
+    needed = reference.hyper_mix(streams, fn, base, scale, 5, 1e-6, 1e-6)
+    ops = AscendOperators(chip_of(soc))
+    found = ops.hyper_mix(*moved, 5, 1e-6, 1e-6)
+    for mine, theirs in zip(found, needed, strict=True):
+        assert_near(mine, theirs)
+    joined = reference.hyper_join(streams, output, *needed[1:])
+    assert_near(ops.hyper_join(moved[0], output.to(npu), *found[1:]), joined)

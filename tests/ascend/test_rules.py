@@ -1,0 +1,97 @@
+"""Which operators a chip takes, which formats it holds, and what a user is told: needs no card."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.ascend.models import CONFIGS
+from tests.tiny import tiny_spec
+from tiefsee.errors import DeviceError
+from tiefsee.ops.ascend import rules
+from tiefsee.ops.ascend.chip import A2_A3, A5, chip_of
+from tiefsee.ops.ascend.remarks import composed_parts, remarks_on
+from tiefsee.ops.ascend.table import AscendOperators
+from tiefsee.spec import model_spec, preset
+
+B3, C910, A950 = chip_of("Ascend910B3"), chip_of("Ascend910_9391"), chip_of("Ascend950")
+BF16, FP32 = torch.bfloat16, torch.float32
+
+
+def test_chips_are_known_by_the_name_that_cann_gives():
+    assert [chip_of(s).has_fp8 for s in ("Ascend910B1", "Ascend910B4", "Ascend910_9392", "Ascend950PR_9589")] == [
+        False, False, False, True,
+    ]  # fmt: skip
+    assert chip_of("Ascend950DT_9573").generation is A5
+    with pytest.raises(DeviceError, match=r"'Ascend310P3'.*a line in tiefsee/ops/ascend/chip.py"):
+        chip_of("Ascend310P3")
+
+
+@pytest.mark.parametrize("name", ["v3", "v2-lite"])
+def test_published_latent_models_run_fused_in_bf16(name):
+    assert composed_parts(B3, preset(name), BF16) == {}
+    assert composed_parts(C910, preset(name), BF16) == {}
+
+
+def test_v32_runs_fused_in_bf16():
+    assert composed_parts(B3, preset("v3.2"), BF16) == {}
+
+
+def test_v4_says_what_is_composed():
+    parts = composed_parts(B3, preset("v4-flash"), BF16)
+    assert set(parts) == {"attention", "gating", "mHC"}
+    assert "no fused operator" in parts["attention"]
+    assert set(composed_parts(A950, preset("v4-flash"), BF16)) == {"attention"}
+
+
+def test_float32_is_composed_and_said():
+    (sentence,) = remarks_on(B3, preset("v3"), FP32)
+    assert sentence == (
+        "Ascend910B3: attention is composed of plain operators, since it takes FP16 and BF16, not float32"
+    )
+
+
+def test_odd_widths_are_composed_and_said():
+    why = composed_parts(B3, tiny_spec("v3.2"), BF16)
+    assert why["attention"] == "it takes latents of 512 and 64, not of 28 and 8"
+    assert why["the indexer"] == "it takes up to 64 heads of 128, not 16 of 20"
+    assert "groups of more than 2 experts" in why["gating"]
+
+
+@pytest.mark.parametrize("family", ["v2", "v3", "v3.2"])
+def test_small_models_of_the_tests_are_taken(family):
+    assert composed_parts(B3, model_spec(CONFIGS[family]), BF16) == {}
+
+
+@pytest.mark.parametrize(
+    ("why", "word"),
+    [
+        (rules.attention(A2_A3, BF16, 6, 512, 64), "1, 2, 4, 8, 16, 32, 64, 128 heads, not 6"),
+        (rules.attention(A5, BF16, 128, 512, 64), "not wired up"),
+        (rules.expanded_attention(192, 128), "heads of 128 and 128"),
+        (rules.indexer(A2_A3, BF16, 64, 128, 4096), "picks 1 to 2048"),
+        (rules.grouped_matmul(BF16, 1, False), "2 to 1,024 experts"),
+        (rules.grouped_matmul(FP32, 8, True), "with INT8 weights it takes FP16 and BF16"),
+        (rules.quant_matmul(BF16, 129280, 7168), "65,535"),
+        (rules.hyper(A2_A3, BF16, 4, 4096), "this chip has none"),
+        (rules.hyper(A5, BF16, 3, 4096), "4, 6 or 8 streams"),
+    ],
+)
+def test_a_refusal_names_its_reason(why, word):
+    assert why is not None
+    assert word in why
+
+
+def test_formats_by_chip():
+    v3, v2 = preset("v3"), preset("v2-lite")
+    old, new = AscendOperators(B3), AscendOperators(A950)
+    format, sentence = old.resolve_format("auto", v3)
+    assert format == "int8"
+    assert sentence is not None
+    assert "converted to INT8, one scale per row" in sentence
+    assert old.resolve_format("bf16", v3) == ("bf16", None)
+    assert old.resolve_format("auto", v2) == ("keep", None)  # published in BF16
+    with pytest.raises(DeviceError, match="Ascend910B3 has no FP8; needed int8 or bf16"):
+        old.resolve_format("keep", v3)
+    assert new.resolve_format("auto", v3) == ("keep", None)
+    assert new.resolve_format("keep", preset("v4-flash")) == ("keep", None)
