@@ -15,8 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from tiefsee.engine import EngineCore
+from tiefsee.ops import Operators, reference
+from tiefsee.ops.weight import dense
 from tiefsee.parity.calls import PICKS, Call
-from tiefsee.parity.measures import first_divergence, logit_errors, overlap, pick_errors, row_errors
+from tiefsee.parity.measures import PickErrors, first_divergence, logit_errors, overlap, pick_errors, row_errors
 from tiefsee.parity.recording import Recording, describe, keep_logits, structure
 from tiefsee.parity.replay import Player
 from tiefsee.parity.report import Check, OperatorResult, PromptResult, Report
@@ -28,6 +30,8 @@ from tiefsee.spec.model import ModelSpec
 
 NUM_NEW = 8
 LIMIT_BYTES = 512e6
+# Tries at moving a router by noise, to see whether it decides by a near tie.
+NOISE_DRAWS = 8
 Tolerances = Mapping[NumberFormat, Tolerance]
 
 
@@ -90,6 +94,11 @@ class _Judged:
         self.num_rows = self.num_different = self.num_wrong = 0
         self.failure: str | None = None
 
+    def add(self, picks: PickErrors) -> None:
+        self.num_rows += picks.num_rows
+        self.num_different += picks.num_different
+        self.num_wrong += picks.num_wrong
+
     @property
     def worst(self) -> float:
         return float(self.errors.max()) if len(self.errors) else 0.0
@@ -108,6 +117,12 @@ def _judge(call: Call, player: Player, tolerance: Tolerance) -> _Judged:
         return judged
     if [o is None for o in outputs] != [o is None for o in call.outputs]:
         judged.failure = "gives nothing where the reference does, or the other way round"
+        return judged
+    if call.operator == "pick_keys":
+        _judge_keys(judged, call, outputs, tolerance)
+        return judged
+    if call.operator == "route":
+        _judge_route(judged, call, outputs, player, tolerance)
         return judged
     for found, needed in zip(outputs, call.outputs, strict=True):
         if found is None or needed is None:
@@ -131,10 +146,52 @@ def _judge_picks(judged: _Judged, call: Call, found: torch.Tensor, needed: torch
     if call.operator == "select_entries":
         visible = call.arguments[1]
     near = 0.0 if call.probe or call.operator == "select_experts" else tolerance.near_tie
-    errors = pick_errors(found.long(), needed.long(), scores, visible, near)
-    judged.num_rows += errors.num_rows
-    judged.num_different += errors.num_different
-    judged.num_wrong += errors.num_wrong
+    judged.add(pick_errors(found.long(), needed.long(), scores, visible, near))
+
+
+def _judge_keys(judged: _Judged, call: Call, outputs: Sequence[torch.Tensor | None], tolerance: Tolerance) -> None:
+    """An indexer in one piece: scores are made again by the definition, to tell near ties."""
+    query, weights, cached = call.arguments[:3]
+    for found, needed, segment, keys in zip(outputs, call.outputs, cached.segments, cached.rows, strict=True):
+        if found is None or needed is None:
+            continue
+        tokens = slice(segment.first, segment.last)
+        scores = reference.index_scores(query[tokens], weights[tokens], keys)
+        visible = torch.arange(segment.start, segment.end) + 1 - segment.origin
+        judged.add(pick_errors(found.long(), needed.long(), scores, visible, tolerance.near_tie))
+
+
+def _judge_route(
+    judged: _Judged, call: Call, outputs: Sequence[torch.Tensor | None], player: Player, tolerance: Tolerance
+) -> None:
+    """A router in one piece: other experts are right where a little noise on the input makes the definition take
+    others, too; weights are compared where the experts are the same, whatever their order."""
+    (experts, weights), (needed, needed_weights) = outputs, call.outputs
+    assert experts is not None and weights is not None and needed is not None and needed_weights is not None  # noqa: PT018
+    if experts.shape != needed.shape or weights.shape != needed_weights.shape:
+        judged.failure = f"shapes {list(experts.shape)} and {list(weights.shape)}, needed {list(needed.shape)}"
+        return
+    (ours, order), (theirs, needed_order) = experts.long().sort(-1), needed.long().sort(-1)
+    same = (ours == theirs).all(-1)
+    near = _undecided(call, player, tolerance.near_tie) if not bool(same.all()) else same
+    judged.add(PickErrors(len(same), int((~same).sum()), int((~same & ~near).sum())))
+    if bool(same.any()):
+        errors = row_errors(weights.gather(1, order)[same], needed_weights.gather(1, needed_order)[same])
+        judged.errors = torch.cat((judged.errors, errors))
+
+
+def _undecided(call: Call, player: Player, noise: float) -> torch.Tensor:
+    """Rows of a router's call whose experts change with a relative noise on the input, [T]."""
+    hidden, weight, bias, router = call.arguments[:4]
+    on_cpu = [None if p is None else dense(player.parameters[p.name], torch.float32).cpu() for p in (weight, bias)]
+    assert on_cpu[0] is not None
+    table, generator = Operators(), torch.Generator().manual_seed(0)
+    moved = torch.zeros(len(hidden), dtype=torch.bool)
+    for _ in range(NOISE_DRAWS):
+        loud = hidden.float() * (1 + noise * torch.randn(hidden.shape, generator=generator))
+        picks = table.route(loud, on_cpu[0], on_cpu[1], router, call.arguments[4], None)[0]
+        moved |= (picks.sort(-1).values != call.outputs[0].long().sort(-1).values).any(-1)  # type: ignore[union-attr]
+    return moved
 
 
 def _joined(name: str, number: NumberFormat, judged: Sequence[_Judged], tolerance: Tolerance) -> OperatorResult:
@@ -155,7 +212,7 @@ def call_format(call: Call, recording: Recording, player: Player) -> NumberForma
     for there, here in player.kinds(call):
         if there.kind != here.kind:
             formats += [there.kind, here.kind]
-    if call.operator in ("latent_attention", "window_attention"):
+    if call.operator in ("latent_attention", "window_attention", "pick_keys"):
         formats += [player.core.plan.dtype, *(["fp8"] if player.core.plan.layout.packed else [])]
     return coarsest(formats)
 

@@ -8,6 +8,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 REPORT_VERSION = 1
+# Operators that are made of others, unless a backend has them in one piece.
+MADE_OF = {
+    "route": {"router_scores", "select_experts", "expert_weights"}, "pick_keys": {"index_scores", "select_entries"},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,10 @@ class Report:
 
     @property
     def blamed(self) -> tuple[OperatorResult, ...]:
-        """Operators that are too far off by themselves, the worst first."""
-        return tuple(sorted((o for o in self.operators if not o.passed), key=lambda o: -o.badness))
+        """Operators that are too far off by themselves, the worst first; of those made of others the parts alone."""
+        wrong = {o.operator for o in self.operators if not o.passed}
+        named = [o for o in self.operators if not o.passed and not MADE_OF.get(o.operator, set()) & wrong]
+        return tuple(sorted(named, key=lambda o: -o.badness))
 
     def verdict(self) -> str:
         """One sentence."""
