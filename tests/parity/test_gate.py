@@ -128,6 +128,17 @@ def test_the_device_under_test(family, dtype, device):
     assert report.passed, report.verdict()
 
 
+def test_experts_by_hash_are_never_a_near_tie():
+    class Wrong(Operators):
+        def route(self, hidden, weight, bias, router, tokens, experts_of_token):
+            experts, weights = super().route(hidden, weight, bias, router, tokens, experts_of_token)
+            return (experts, weights) if experts_of_token is None else ((experts + 1) % len(weight), weights)
+
+    core = engine(on(reference_network(Model("v4"), "float32", None), Wrong()))
+    (blamed,) = compare(recording(Model("v4")), core, end_to_end=False).blamed
+    assert (blamed.operator, blamed.site) == ("route", "layers.0.ffn.gate")
+
+
 def test_the_device_itself_passes_exactly():
     report = compare(recording(Model("v4")), engine(on(reference_network(Model("v4"), "float32", None), Operators())))
     assert report.passed
