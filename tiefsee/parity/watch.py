@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tiefsee.engine import EngineCore
 from tiefsee.parity.calls import OPERATORS, PICKS, Call, bind, keep, probe
 from tiefsee.parity.replay import Player
+from tiefsee.parity.report import MADE_OF
 from tiefsee.schedule import Batch
 
 # Per site ("layers.3.ffn.gate") and prompt: position -> what was picked for it, [K].
@@ -41,6 +43,7 @@ class Watch:
         self._rows: list[tuple[int, int, int]] = []  # of the step: (prompt, start, number of tokens) per segment
         self._next_segment: dict[str, int] = {}
         self._inside = self._keeps = False
+        self._num_noted = 0
 
     def __enter__(self) -> Watch:
         self._saved = {name: self._ops.__dict__.get(name) for name in OPERATORS}
@@ -76,17 +79,39 @@ class Watch:
         def call(*arguments: Any, **named: Any) -> Any:
             if self._inside:  # an operator's own use of another
                 return operator(*arguments, **named)
-            self._inside = True
+            site, noted = self._stack[-1] if self._stack else "", self._num_noted
+            self._inside = name not in MADE_OF  # what these are made of is looked at as well
             try:
                 result = operator(*arguments, **named)
-                site = self._stack[-1] if self._stack else ""
+                self._inside = True
                 if self._keeps and self._sites(site):
                     self._keep(name, site, bind(name, arguments, named), result)
+                if name in PICKS:
+                    result = self._picked(name, site, arguments, result)
+                elif name in MADE_OF and noted == self._num_noted:  # in one piece: nothing inside has picked
+                    result = self._picked_in_one(name, site, bind(name, arguments, named), result)
             finally:
                 self._inside = False
-            return self._picked(name, site, arguments, result) if name in PICKS else result
+            return result
 
         return call
+
+    def _picked_in_one(self, name: str, site: str, arguments: tuple[Any, ...], result: Any) -> Any:
+        """Picks of a router or an indexer that a backend computes in one piece."""
+        if name == "pick_keys":
+            return [
+                self._chosen(site, [span], picks, [p + 1 > picks.shape[1] for p in range(span[1], span[1] + span[2])])
+                if picks is not None else None
+                for span, picks in zip(self._rows, result, strict=True)
+            ]  # fmt: skip
+        hidden, weight, _, router, _, experts_of_token = arguments
+        if experts_of_token is not None:
+            return result  # by hash: nothing is chosen
+        experts = self._chosen(site, self._rows, result[0], [True] * len(result[0]))
+        if experts is result[0]:
+            return result
+        scores = self._ops.router_scores(hidden, weight, router.scoring_func)
+        return experts, self._ops.expert_weights(scores, experts, router)
 
     def _keep(self, name: str, site: str, arguments: tuple[Any, ...], result: Any) -> None:
         call = keep(name, site, arguments, result, self._player.parameters)
@@ -110,9 +135,14 @@ class Watch:
         else:
             spans = [self._segment_of(site, *arguments[0].shape)]
             chose = (arguments[1] > result.shape[1]).tolist()
+        return self._chosen(site, spans, result, chose)
+
+    def _chosen(self, site: str, spans: list[tuple[int, int, int]], result: Tensor, chose: list[bool]) -> Tensor:
+        """Picks [T, K] of some segments are noted; those that are given for a position stand instead."""
+        self._num_noted += 1
         places = [(prompt, position) for prompt, start, count in spans for position in range(start, start + count)]
         noted, forced = self.picks.setdefault(site, {}), (self._forced or {}).get(site, {})
-        picks, chosen = result.cpu(), result
+        picks, chosen = result.to("cpu", torch.int32), result
         for row, (prompt, position) in enumerate(places):
             if not chose[row]:
                 continue
