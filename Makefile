@@ -4,13 +4,14 @@
 #   make bench   speed against transformers, drafts, memory, the door: run it alone
 #   make ascend-emulated   the tests of Huawei's Ascend, through torch_npu on an emulated CANN (x86-64, gcc)
 #   make ascend-hardware   the same on a machine with a card, and a report of them
+#   make parity  every planted fault and right change on models that the gate's limits were not chosen on (10 minutes)
 #   make soak    half an hour of a crowd at the door      make fuzz    10,000 requests of any kind
 PYTHON ?= python3
 PYTEST_ARGS ?=
 BIN := .venv/bin
 PROMPT ?= Once upon a time
 
-.PHONY: demo test lint bench soak fuzz clean ascend-emulated ascend-traces ascend-hardware
+.PHONY: demo test lint bench parity soak fuzz clean ascend-emulated ascend-traces ascend-hardware
 .DEFAULT_GOAL := test
 
 demo: .venv/.installed-run
@@ -34,6 +35,10 @@ bench: .venv/.installed-dev
 	$(BIN)/python benchmarks/load_memory.py /tmp/tiefsee-bench/v2-lite-9-layers
 	$(BIN)/python benchmarks/serve_process.py
 	$(BIN)/python benchmarks/serve_http.py
+
+# The table of docs/parity.md; `calibrate small 0 3` prints what its limits were chosen from.
+parity: .venv/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.parity.matrix matrix wide 10 12
 
 # The door for half an hour under a crowd, and 10,000 bodies of any kind.
 soak: .venv/.installed-dev

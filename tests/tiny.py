@@ -49,13 +49,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
 FAMILIES = tuple(CONFIGS)
 
 
-def tiny_spec(family: str) -> ModelSpec:
-    return model_spec(CONFIGS[family])
+def tiny_spec(family: str, **changes: Any) -> ModelSpec:
+    return model_spec({**CONFIGS[family], **changes})
 
 
-def tiny_network(family: str, seed: int = 0, device: str = "cpu") -> Network:
-    """Random in every parameter, so that biases, sinks, hash tables and mHC matter; logits of order 1."""
-    spec = tiny_spec(family)
+def tiny_network(family: str, seed: int = 0, device: str = "cpu", **changes: Any) -> Network:
+    """Random in every parameter, so that biases, sinks, hash tables and mHC matter; logits of order 1.
+
+    `changes` are of the config.
+    """
+    spec = tiny_spec(family, **changes)
     return randomise(Network(spec, Operators()), spec, seed).to(device).eval().requires_grad_(False)
 
 

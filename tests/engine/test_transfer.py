@@ -19,8 +19,8 @@ from tiefsee.engine.stored import StoredRows
 from tiefsee.errors import LayoutError, MoveDamaged, MoveError, MoveMismatch, NoRoom
 from tiefsee.layouts import LAYOUTS
 from tiefsee.model import Network
-from tiefsee.ops import Operators
-from tiefsee.ops.storage import convert
+from tiefsee.ops import Operators, operators_for
+from tiefsee.ops.storage import checksum, convert
 from tiefsee.schedule import State
 
 GREEDY = Sampling(temperature=0, max_tokens=40, ignore_eos=True, logprobs=1)
@@ -111,6 +111,21 @@ def test_same_tokens_there_and_back(networks, stage, sampling):
         assert torch.allclose(found, torch.tensor([t.logprob for t in needed.logprobs]), atol=1e-3)
     assert is_clean(here)
     assert is_clean(there)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_from_the_cpu_to_the_device_under_test_and_back(family, device):
+    """Prefilled on the CPU, half decoded on the device that `--device` names, finished on the CPU."""
+    one = tiny_network(family)
+    other = Network(tiny_spec(family), operators_for(torch.device(device))).eval().requires_grad_(False)
+    other.load_state_dict(one.state_dict())
+    here, there = engine(one), engine(other.to(device))
+    second = move(here, begin(here, prompt(300), SAMPLED, 4), there)
+    for _ in range(3):
+        there.step()
+    third = move(there, second, here)
+    finish(here)
+    assert tuple(third.token_ids) == tiny_llm(one).generate(prompt(300), SAMPLED).token_ids
 
 
 def test_only_new_tokens_are_told(networks):
@@ -346,8 +361,6 @@ def test_rows_that_the_other_cannot_hold(wire):
     moved = Moved.from_bytes(data)
     rows = [tuple(plane.clone() for plane in stored) for stored in moved.rows]
     rows[0][0][0, 0, 0] = 1e6
-    from tiefsee.ops.storage import checksum
-
     streams = (replace(moved.header.streams[0], checksum=checksum(rows[0])), *moved.header.streams[1:])
     large = Moved(replace(moved.header, streams=streams), tuple(rows))
     assert_unchanged(engine(network, cache_dtype="float16"), LayoutError, large, "float16 cannot hold")
@@ -417,15 +430,15 @@ def test_text_stop_strings_and_constraints_go_on():
     tokens = LLM.on(here).encode("Once upon a time")
     for sampling in samplings:
         needed = LLM.on(here).generate(tokens, sampling)
-        pieces = []
-        (first,) = here.add(tokens, sampling, lambda index, delta: pieces.append(delta.text))
+        told = []
+        (first,) = here.add(tokens, sampling, lambda index, delta, told=told: told.append(delta.text))
         for _ in range(6):
             here.step()
         heard = []
         second = move(here, first, there, heard)
         finish(there)
         assert (tuple(second.token_ids), second.text) == (needed.token_ids, needed.text)
-        assert "".join([*pieces, *(d.text for d in heard)]) == needed.text
+        assert "".join([*told, *(d.text for d in heard)]) == needed.text
 
 
 def test_the_fingerprint_is_of_the_weights(tmp_path, networks):
@@ -455,7 +468,7 @@ def test_two_async_engines(networks):
     async def scenario():
         async with Engine(engine(one)) as here, Engine(engine(other)) as there:
             stream = here.generate(prompt(300), SAMPLED, name="a")
-            tokens = [t for t in (await anext(stream))[1].token_ids]
+            tokens = list((await anext(stream))[1].token_ids)
             moved = await here.export("a")
             with pytest.raises(MoveMismatch):
                 await there.admit(Moved(replace(moved.header, model="x"), moved.rows))

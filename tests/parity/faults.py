@@ -29,6 +29,7 @@ class Fault:
     families: tuple[str, ...]
     change: Callable[..., Any]
     packed: bool = False
+    also: tuple[str, ...] = ()  # operators that call it
 
     def table(self) -> Operators:
         ops = Operators()
@@ -40,9 +41,9 @@ class Fault:
 FAULTS: dict[str, Fault] = {}
 
 
-def fault(name: str, operator: str, *families: str, packed: bool = False):
+def fault(name: str, operator: str, *families: str, packed: bool = False, also: tuple[str, ...] = ()):
     def enter(change):
-        FAULTS[name] = Fault(operator, families, change, packed)
+        FAULTS[name] = Fault(operator, families, change, packed, also)
         return change
 
     return enter
@@ -128,7 +129,7 @@ def _(ops, linear, x, weight, bias=None):
     return linear(x, weight, bias)
 
 
-@fault("last input channel lost", "linear", *ALL)
+@fault("last input channel lost", "linear", *ALL, also=("run_experts",))
 def _(ops, linear, x, weight, bias=None):
     return linear(torch.cat((x[..., :-1], torch.zeros_like(x[..., -1:])), -1), weight, bias)
 

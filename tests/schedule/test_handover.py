@@ -140,8 +140,7 @@ def holding_takes_no_place(monkeypatch):
 def test_a_bug_is_a_wrong_row(mutate, needs_rings, monkeypatch):
     mutate(monkeypatch)
     with pytest.raises(WrongRow):
-        for seed in range(200):
-            exchange(seed, needs_rings)
+        any(exchange(seed, needs_rings) is None for seed in range(200))
 
 
 def test_a_held_request_keeps_its_ring(monkeypatch):

@@ -1,4 +1,4 @@
-"""`tiefsee run, chat, serve, inspect, bench, train`: arguments in, one exit status out.
+"""`tiefsee run, chat, serve, inspect, check, bench, train`: arguments in, one exit status out.
 
 Each command lives in a file of its own and is imported when it is called, so that `inspect` never
 imports torch. An error of ours is one line on stderr and status 1; Ctrl-C is status 130.
@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="tiefsee", description="DeepSeek models on unlike accelerators: run, chat, serve, inspect, bench, train."
+        prog="tiefsee",
+        description="DeepSeek models on unlike accelerators: run, chat, serve, inspect, check, bench, train.",
     )
     parser.add_argument("--version", action="version", version=f"tiefsee {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
@@ -48,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_chat(commands.add_parser("chat", help="hold a conversation in the terminal"))
     _add_inspect(commands.add_parser("inspect", help="what a model is, and what fits here (no torch needed)"))
     _add_serve(commands.add_parser("serve", help="serve a model over HTTP (OpenAI, Anthropic)"))
+    _add_check(commands.add_parser("check", help="do two devices answer alike?"))
     _add_bench(commands.add_parser("bench", help="load on a server, and what came of it"))
     _add_train(commands.add_parser("train", help="prepare data, pretrain"))
     return parser
@@ -85,6 +87,12 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 
     add_options(parser)
     parser.set_defaults(handler=_later("serve"))
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    from tiefsee.cli.check import add_options
+
+    add_options(parser.add_subparsers(dest="check_command", metavar="WHAT", required=True), _later)
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:

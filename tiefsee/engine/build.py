@@ -25,14 +25,18 @@ USUAL_MAX_DRAFT = 2
 
 
 def build_core(
-    model: str | Path, device: str, dtype: str, format: str, config: EngineConfig, *, progress: bool = False
-) -> EngineCore:
-    """Load a model and make room for its cache. See `LLM` for the arguments and errors."""
+    model: str | Path, device: str, dtype: str, format: str, config: EngineConfig, *, progress: bool = False,
+    operators: Operators | None = None,
+) -> EngineCore:  # fmt: skip
+    """Load a model and make room for its cache. See `LLM` for the arguments and errors.
+
+    `operators` is another table than the device's own.
+    """
     torch_device = open_device(device)
     files = find_model(model)
     spec = model_spec(files.config)
     chosen = resolve_dtype(dtype, spec)
-    ops = operators_for(torch_device)
+    ops = operators or operators_for(torch_device)
     format, converted = ops.resolve_format(format, spec)
     check_memory(spec, format, chosen, torch_device, ops.free_bytes(torch_device))
     network, report = load(files, spec, torch_device, ops, chosen, format, progress)

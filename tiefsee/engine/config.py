@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tiefsee.engine.cache import CachePlan
 from tiefsee.errors import ConfigError, OutOfMemory
 from tiefsee.layouts import ROWS, Layout, find_layout
+from tiefsee.schedule import SchedulerConfig
 from tiefsee.spec.model import ModelSpec
 from tiefsee.spec.streams import cache_streams
 from tiefsee.streams import Stream, block_tokens
@@ -111,3 +112,20 @@ def _snapshots(streams: Sequence[Stream], config: EngineConfig, dtype: str, layo
         return config.num_snapshots
     per_snapshot = sum(s.snapshot_bytes(dtype, layout) for s in streams)
     return max(0, min(int(budget // per_snapshot), 8 * config.max_running)) if per_snapshot else 8 * config.max_running
+
+
+def scheduler_config(config: EngineConfig, plan: CachePlan, max_context: int) -> SchedulerConfig:
+    """The scheduler's part of it."""
+    return SchedulerConfig(
+        block_tokens=plan.block_tokens,
+        num_blocks=plan.num_blocks,
+        num_rings=plan.num_rings,
+        num_snapshots=plan.num_snapshots,
+        needs_rings=plan.num_rings > 0,
+        max_step_tokens=config.max_step_tokens,
+        max_running=config.max_running,
+        max_context=max_context,
+        max_draft=plan.max_draft,
+        snapshot_every=config.snapshot_every,
+        enable_prefix_cache=config.enable_prefix_cache,
+    )

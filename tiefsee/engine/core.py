@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tiefsee.engine import transfer
 from tiefsee.engine.cache import CachePlan, StreamCache
-from tiefsee.engine.config import EngineConfig
+from tiefsee.engine.config import EngineConfig, scheduler_config
 from tiefsee.engine.delta import Delta
 from tiefsee.engine.fingerprint import network_fingerprint
 from tiefsee.engine.generation import Generation, sample_seed
@@ -32,7 +32,7 @@ from tiefsee.engine.sampling import Sampling
 from tiefsee.engine.speculate import Committed, Drafter, DraftLength
 from tiefsee.errors import InvalidToken, NoToken, PromptTooLong, RequestError
 from tiefsee.model import Network
-from tiefsee.schedule import Accepted, Batch, Entry, Request, Scheduler, SchedulerConfig, handover
+from tiefsee.schedule import Accepted, Batch, Entry, Request, Scheduler, handover
 from tiefsee.spec.model import ModelSpec
 from tiefsee.text import Tokenizer
 
@@ -334,25 +334,10 @@ class EngineCore:
 
     def _forget(self, generation: Generation) -> None:
         self._generations.pop(generation.request.request_id, None)
-        self.counters.prefix_hit_tokens += generation.request.num_cached_tokens
+        if generation.finish_reason != "moved":  # it is counted where it ends
+            self.counters.prefix_hit_tokens += generation.request.num_cached_tokens
         if self._drafter is not None:
             self._drafter.forget(generation.request.request_id)
-
-
-def scheduler_config(config: EngineConfig, plan: CachePlan, max_context: int) -> SchedulerConfig:
-    return SchedulerConfig(
-        block_tokens=plan.block_tokens,
-        num_blocks=plan.num_blocks,
-        num_rings=plan.num_rings,
-        num_snapshots=plan.num_snapshots,
-        needs_rings=plan.num_rings > 0,
-        max_step_tokens=config.max_step_tokens,
-        max_running=config.max_running,
-        max_context=max_context,
-        max_draft=plan.max_draft,
-        snapshot_every=config.snapshot_every,
-        enable_prefix_cache=config.enable_prefix_cache,
-    )
 
 
 def _draw(generation: Generation, row_W: Tensor, position: int) -> int:

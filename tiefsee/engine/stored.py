@@ -31,8 +31,15 @@ class StoredRows:
         self.pages_per_block = rows_per_block // rows_per_page if rows_per_page else 1
         self._read_as = getattr(torch, cache_dtype if stream.dtype == "cache" else stream.dtype)
         self._tensors = [self._allocate(plane, ops, device) for plane in self.planes]
-        # Pages that follow each other in memory can be read as one run, without a copy.
+        # Pages that follow each other in memory can be read as one run, without a copy. Views of each layer are
+        # made once: a decode step reads and writes every one of them.
         self._is_run = layout.axes[1:] == ("page", "row", "value")
+        layers = range(len(stream.layers))
+        self._flat = [[t[layer].flatten(0, 1) for t in self._tensors] for layer in layers] if self._is_run else []
+        sizes = (num_blocks, self.pages_per_block)
+        self._blocks = [[t[layer].unflatten(0, sizes) for t in self._tensors] for layer in layers]
+        if self._is_run:
+            self._blocks = [[t.flatten(1, 2) for t in tensors] for tensors in self._blocks]
 
     def _allocate(self, plane: Plane, ops: Operators, device: torch.device) -> Tensor:
         """[layers, pages, rows, width], whatever the order in memory."""
@@ -54,26 +61,28 @@ class StoredRows:
         assert len(self.planes) == 1
         assert self.planes[0].dtype is not None
         assert self._is_run
-        return self._of_blocks(self._tensors[0][layer]).flatten(1, 2).unflatten(-1, self.stream.shape)
+        return self._blocks[layer][0].unflatten(-1, self.stream.shape)
 
     def write(self, layer: int, slots: Tensor, rows: Tensor) -> None:
         """Rows [n, *shape] to slots [n] of one layer."""
         self.write_stored(layer, slots, encode(rows, self.planes))
 
     def write_stored(self, layer: int, slots: Tensor, stored: Stored) -> None:
+        if self._is_run:
+            for flat, new in zip(self._flat[layer], stored, strict=True):
+                self._ops.write_rows(flat, slots, new)
+            return
         for tensor, new in zip(self._tensors, stored, strict=True):
-            target = tensor[layer]
-            if self._is_run:
-                self._ops.write_rows(target.flatten(0, 1), slots, new)
-            else:
-                target[slots // self.rows_per_page, slots % self.rows_per_page] = new
+            tensor[layer][slots // self.rows_per_page, slots % self.rows_per_page] = new
 
     def read(self, layer: int, slots: Tensor) -> Tensor:
         """Rows [n, *shape] of slots [n]."""
         return self._decode(self.read_stored(layer, slots))
 
     def read_stored(self, layer: int, slots: Tensor) -> Stored:
-        page, row = slots // max(1, self.rows_per_page), slots % max(1, self.rows_per_page)
+        if self._is_run:
+            return tuple(flat[slots] for flat in self._flat[layer])
+        page, row = slots // self.rows_per_page, slots % self.rows_per_page
         return tuple(t[layer][page, row] for t in self._tensors)
 
     def read_blocks(self, layer: int, table: Sequence[int], index: Tensor | None) -> Tensor:
@@ -81,9 +90,9 @@ class StoredRows:
 
         `index` is the table on the device; it may be left out where blocks are neighbours.
         """
-        is_run = all(b - a == 1 for a, b in pairwise(table))
-        which = slice(table[0], table[0] + len(table)) if is_run else index
-        return self._decode(tuple(self._of_blocks(t[layer])[which].flatten(0, 2) for t in self._tensors))
+        are_neighbours = all(b - a == 1 for a, b in pairwise(table))
+        which = slice(table[0], table[0] + len(table)) if are_neighbours else index
+        return self._decode(tuple(blocks[which].flatten(0, -2) for blocks in self._blocks[layer]))
 
     def copy_block(self, source: int, destination: int) -> None:
         """All rows of a block, in all layers."""
@@ -95,9 +104,6 @@ class StoredRows:
         """Some rows of a block to some of another's block, in all layers, as they are stored. One page a block."""
         for source, target in zip(self._tensors, other._tensors, strict=True):
             target[:, other_block, other_rows] = source[:, block, rows]
-
-    def _of_blocks(self, tensor: Tensor) -> Tensor:
-        return tensor.unflatten(0, (self.num_blocks, self.pages_per_block))
 
     def _decode(self, stored: Stored) -> Tensor:
         return decode(stored, self.planes, self.stream.shape, self._read_as)

@@ -11,19 +11,14 @@ with the request. Rows travel as the sender stores them; the receiver converts t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from tiefsee.engine.carry import gather, keep_state, scatter
 from tiefsee.engine.delta import Delta
 from tiefsee.engine.generation import Generation, sample_seed
 from tiefsee.engine.moved import Header, Moved, MovedAnswer, MovedRequest, MovedStream
-from tiefsee.engine.stored import StoredRows
 from tiefsee.errors import MoveError, MoveMismatch
-from tiefsee.ops.storage import Stored, checksum, convert
 from tiefsee.schedule import Request, State, handover
 from tiefsee.streams import Stream
 
@@ -51,7 +46,7 @@ def export(core: EngineCore, request_id: str) -> Moved:
     if generation.prompt_rows is not None and request.num_committed_tokens < request.num_prompt_tokens:
         raise MoveError(f"the logits of the prompt of request {request_id!r} are collected here; move it after that")
     core.flush_orders()
-    streams, rows = _gather(core, request)
+    streams, rows = gather(core, request)
     header = Header(
         core.fingerprint,
         MovedRequest(
@@ -68,48 +63,6 @@ def export(core: EngineCore, request_id: str) -> Moved:
     )  # fmt: skip
     handover.hold(core.scheduler, request)
     return Moved(header, rows)
-
-
-def _gather(core: EngineCore, request: Request) -> tuple[tuple[MovedStream, ...], tuple[Stored, ...]]:
-    """The rows of the request in every stream, and the latest state that is kept of its prefix."""
-    cache, count = core.runner.cache, request.num_committed_tokens
-    found: list[tuple[MovedStream, Stored]] = []
-    if count:
-        for name, pool in cache.pools.items():
-            entries = range(count // pool.stream.ratio)
-            slots = [request.block_table[e // pool.rows_per_block] * pool.rows_per_block + e % pool.rows_per_block
-                     for e in entries]  # fmt: skip
-            found.append(_take(pool, slots, 0))
-        for rings in cache.rings.values():
-            first = max(0, count - rings.stream.lookback)
-            found.append(_take(rings, _ring_slots(rings, request.ring, first, count), first))
-        boundary = handover.kept_boundary(core.scheduler, request)
-        if boundary is not None:
-            num_tokens, slot = boundary
-            for saved in (s for s in cache.snapshots.values() if s.rows_per_block):
-                rows = saved.rows_per_block
-                stream, stored = _take(saved, range(slot * rows, slot * rows + rows), num_tokens - rows)
-                found.append((replace(stream, num_tokens=num_tokens), stored))
-    return tuple(stream for stream, _ in found), tuple(stored for _, stored in found)
-
-
-def _take(store: StoredRows, slots: list[int] | range, first: int) -> tuple[MovedStream, Stored]:
-    """Rows of the slots in all layers of a stream, [layers, rows, width] for each plane."""
-    stream = store.stream
-    index = torch.tensor(list(slots), dtype=torch.int64, device=store.device)
-    parts = [store.read_stored(layer, index) for layer in range(len(stream.layers))]
-    stored = tuple(torch.stack(planes).cpu() for planes in zip(*parts, strict=True))
-    described = MovedStream(
-        stream.name, stream.family, stream.layers, stream.shape, stream.ratio, first, len(slots), store.planes,
-        checksum(stored),
-    )  # fmt: skip
-    return described, stored
-
-
-def _ring_slots(rings: StoredRows, ring: int | None, first: int, last: int) -> list[int]:
-    assert ring is not None
-    size = rings.rows_per_block
-    return [ring * size + p % size for p in range(first, last)]
 
 
 def held(core: EngineCore, request_id: str) -> Generation:
@@ -138,9 +91,9 @@ def admit(core: EngineCore, moved: Moved, on_delta: Tell) -> Generation:
     handover.adopt(core.scheduler, request, header.request.num_committed_tokens)
     if request.num_committed_tokens:
         try:
-            _scatter(core, request, moved)
+            scatter(core, request, moved)
             handover.publish(core.scheduler, request)
-            _keep_state(core, request, moved)
+            keep_state(core, request, moved)
         except BaseException:
             handover.let_go(core.scheduler, request)
             raise
@@ -160,6 +113,8 @@ def _check(core: EngineCore, header: Header) -> None:
         raise MoveMismatch("the answer is text, and this engine has no tokenizer.json; copy it beside the weights")
     if not 0 <= request.num_committed_tokens < len(request.tokens):
         raise MoveMismatch(f"{request.num_committed_tokens} rows for {len(request.tokens)} tokens; needed fewer")
+    if not 1 <= request.num_prompt_tokens <= len(request.tokens):
+        raise MoveMismatch(f"a prompt of {request.num_prompt_tokens} of {len(request.tokens)} tokens; needed 1 or more")
     bad = [t for t in request.tokens if not 0 <= t < core.spec.vocab_size]
     if bad:
         raise MoveMismatch(f"token {bad[0]} is outside the vocabulary of {core.spec.vocab_size} tokens")
@@ -172,11 +127,11 @@ def _check_streams(core: EngineCore, header: Header) -> None:
     count, sent = header.request.num_committed_tokens, _by_name(header)
     for stream in core.plan.streams:
         wanted = [layer for layer in stream.layers if layer < len(core.spec.layers)]
-        if not wanted:
-            continue
         found = sent.get(stream.name)
-        if found is None or not set(wanted) <= set(found.layers):
+        if not set(wanted) <= set(found.layers if found is not None else ()):
             raise MoveMismatch(f"the rows of stream {stream.name!r} are missing for some layer; needed {wanted}")
+        if found is None:
+            continue
         needed = (stream.family, stream.shape, stream.ratio, *_span(stream, count))
         if (found.family, found.shape, found.ratio, found.first, found.num_rows) != needed:
             raise MoveMismatch(
@@ -222,49 +177,3 @@ def _revive(core: EngineCore, header: Header, on_delta: Tell) -> Generation:
     if not first.replay(state.tokens[state.num_prompt_tokens :], answer.logprobs, answer.prompt_logprobs):
         raise MoveMismatch("the answer has ended by this engine's tokenizer; both sides need the same tokenizer.json")
     return first
-
-
-def _scatter(core: EngineCore, request: Request, moved: Moved) -> None:
-    cache = core.runner.cache
-    for sent, stored in zip(moved.header.streams, moved.rows, strict=True):
-        if sent.num_tokens is not None:
-            continue
-        if sent.name in cache.pools:
-            pool = cache.pools[sent.name]
-            size, table = pool.rows_per_block, request.block_table
-            slots = [table[e // size] * size + e % size for e in range(sent.num_rows)]
-            _put(pool, sent, stored, slots)
-        elif sent.name in cache.rings:
-            rings = cache.rings[sent.name]
-            _put(rings, sent, stored, _ring_slots(rings, request.ring, sent.first, sent.first + sent.num_rows))
-
-
-def _put(store: StoredRows, sent: MovedStream, stored: Stored, slots: list[int] | range) -> None:
-    """Rows [layers, rows, width] into slots, layer by layer; layers that this engine lacks are passed over."""
-    index = torch.tensor(list(slots), dtype=torch.int64, device=store.device)
-    for row, layer in enumerate(sent.layers):
-        if layer not in store.stream.layers or not len(slots):
-            continue
-        own: list[Tensor] = [plane[row] for plane in stored]
-        converted = convert(own, sent.planes, store.planes)
-        place = store.stream.layers.index(layer)
-        store.write_stored(place, index, tuple(t.to(store.device) for t in converted))
-
-
-def _keep_state(core: EngineCore, request: Request, moved: Moved) -> None:
-    """Let others resume behind the prefix whose state came along, if this engine keeps states."""
-    kept = {s.name: (s, r) for s, r in zip(moved.header.streams, moved.rows, strict=True) if s.num_tokens is not None}
-    wanted = {name: saved for name, saved in core.runner.cache.snapshots.items() if saved.rows_per_block}
-    if not wanted or any(n not in kept or kept[n][0].num_rows != s.rows_per_block for n, s in wanted.items()):
-        return
-    num_tokens = min(sent.num_tokens or 0 for sent, _ in kept.values())
-    slot = handover.keep_boundary(core.scheduler, request, num_tokens)
-    if slot is None:
-        return
-    try:
-        for name, saved in wanted.items():
-            rows = saved.rows_per_block
-            _put(saved, *kept[name], range(slot * rows, slot * rows + rows))
-    except BaseException:
-        handover.drop_boundary(core.scheduler, request, num_tokens)
-        raise

@@ -48,7 +48,8 @@ def encode(rows: Tensor, planes: Sequence[Plane]) -> Stored:
 def decode(stored: Sequence[Tensor], planes: Sequence[Plane], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Rows [n, *shape] in `dtype`; a plain plane of that dtype is handed back as a view."""
     if len(planes) == 1 and planes[0].dtype is not None:
-        return stored[0].to(dtype).unflatten(-1, tuple(shape))
+        rows = stored[0].to(dtype)
+        return rows if len(shape) == 1 else rows.unflatten(-1, tuple(shape))
     fields = _take_apart(stored, planes)
     return _values(fields, dtype).unflatten(-1, tuple(shape))
 

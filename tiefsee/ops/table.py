@@ -55,6 +55,10 @@ class Operators:
     @staticmethod
     def free_bytes(device: torch.device) -> float:
         """Memory that an allocation on this device may still take."""
+        if device.type == "cpu":  # the definition, asked for on the CPU: torch has no such figure there
+            from tiefsee.ops.cpu import CpuOperators
+
+            return CpuOperators.free_bytes(device)
         return float(torch.get_device_module(device).mem_get_info(device)[0])
 
     @staticmethod

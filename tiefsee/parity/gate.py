@@ -172,14 +172,14 @@ def _prompt_result(
     decisive = errors.margin > tolerance.logits
     agreed = float(errors.same_best[decisive].double().mean()) if bool(decisive.any()) else 1.0
     checks = [
-        Check("logits, median error", float(errors.error.median()), tolerance.logits),
-        Check("KL, mean", float(errors.kl.mean()), tolerance.kl),
-        Check("same best token, where it leads", agreed, tolerance.top1, at_least=True),
+        Check("logits", float(errors.error.median()), tolerance.logits),
+        Check("KL", float(errors.kl.mean()), tolerance.kl),
+        Check("best token", agreed, tolerance.top1, at_least=True),
     ]
     for kind, limit in (("experts", tolerance.experts), ("entries", tolerance.entries)):
         share = _agreement(recording.picks, picks, index, kind)
         if share is not None:
-            checks.append(Check(f"same {kind}", share, limit, at_least=True))
+            checks.append(Check(kind, share, limit, at_least=True))
     return PromptResult(
         name, len(recording.prompts[name]), tuple(checks), float(errors.error.max()), float(errors.kl.max()),
         float(free_errors.same_best.double().mean()), first_divergence(free.best, recording.tokens[index]),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ class Recording:
 
     def save(self, path: Path) -> int:
         """Write the file; returns its bytes."""
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         tensors: dict[str, Tensor] = {}
@@ -89,7 +90,7 @@ class Recording:
         }  # fmt: skip
         try:
             save_file(tensors, path, metadata={_KEY: json.dumps(facts)})
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise RecordingError(f"cannot write {path}: {error}") from error
         return path.stat().st_size
 
@@ -192,8 +193,3 @@ def structure(core: EngineCore) -> str:
 
 def keep_logits(logits_TW: Tensor) -> Logits:
     return Logits.of(logits_TW, logits_TW.shape[1] if logits_TW.shape[1] <= SMALL_VOCABULARY else KEPT_LOGITS)
-
-
-def names_of(prompts: Sequence[str]) -> list[str]:
-    """Short names for prompts, by their beginnings."""
-    return [f"{i + 1}: {p[:24]!r}" for i, p in enumerate(prompts)]

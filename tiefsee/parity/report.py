@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -57,7 +58,12 @@ class Check:
 
 @dataclass(frozen=True)
 class PromptResult:
-    """One prompt end to end. `checks` decide; the rest is for reading."""
+    """One prompt end to end. `checks` decide; the rest is for reading.
+
+    The reference's choices given: "logits", relative error of the median position; "KL", mean in nats; "best token",
+    share of positions where it is the same, among those where it leads. Freely: "experts", "entries", share of the
+    picks that both made; `first_divergence`, where the continuation by the largest logit parts.
+    """
 
     name: str
     num_tokens: int
@@ -113,9 +119,24 @@ class Report:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        """All of it and the verdict, for `json.dumps`; an error that is not finite is the text "inf"."""
+        facts = {
             **asdict(self),
             "passed": self.passed,
             "verdict": self.verdict(),
             "blamed": list(dict.fromkeys(o.operator for o in self.blamed)),
         }
+        for operator, result in zip(facts["operators"], self.operators, strict=True):
+            operator["passed"] = result.passed
+        for prompt, judged in zip(facts["prompts"], self.prompts, strict=True):
+            prompt["passed"] = judged.passed
+        return _finite(facts)  # type: ignore[no-any-return]
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "inf"
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value

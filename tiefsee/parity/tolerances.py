@@ -40,13 +40,14 @@ class Tolerance:
 
 COMPOSED = frozenset({"latent_attention", "window_attention", "run_experts"})
 
+# Chosen by a rule from what right changes measure on small models (docs/parity.md), not from any fault.
 TOLERANCES: dict[NumberFormat, Tolerance] = {
     "float32": Tolerance(2e-6, 5e-6, 1e-6, 1e-4, 1e-6, 1.0, 0.999, 0.999),
-    "float16": Tolerance(5e-3, 2e-2, 1e-3, 2e-2, 5e-5, 0.99, 0.9, 0.9),
-    "bfloat16": Tolerance(5e-2, 1e-1, 8e-3, 1e-1, 5e-3, 0.95, 0.75, 0.55),
-    "int8": Tolerance(5e-2, 2e-1, 2e-2, 2e-1, 5e-3, 0.95, 0.7, 0.45),
-    "fp8": Tolerance(2e-1, 5e-1, 6e-2, 5e-1, 1e-1, 0.6, 0.6, 0.0),
-    "fp4": Tolerance(5e-1, 8e-1, 1e-1, 1.0, 5e-1, 0.3, 0.3, 0.0),
+    "float16": Tolerance(5e-3, 1e-2, 1e-3, 2e-2, 5e-5, 0.99, 0.9, 0.85),
+    "bfloat16": Tolerance(5e-2, 1e-1, 8e-3, 2e-1, 5e-3, 0.99, 0.65, 0.55),
+    "int8": Tolerance(5e-2, 2e-1, 2e-2, 2e-1, 1e-2, 0.99, 0.6, 0.35),
+    "fp8": Tolerance(2e-1, 5e-1, 6e-2, 1.0, 1e-1, 0.99, 0.25, 0.0),
+    "fp4": Tolerance(1.0, 1.0, 1e-1, 1.0, 1.0, 0.99, 0.0, 0.0),
 }
 
 

@@ -8,12 +8,14 @@ numbers differ.
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 from torch import Tensor
 
 from tiefsee.engine import EngineCore
-from tiefsee.parity.calls import OPERATORS, PICKS, Call, Parameters, bind, keep, with_ties
+from tiefsee.ops import Operators
+from tiefsee.parity.calls import COMPOSITES, OPERATORS, PICKS, Call, Parameters, bind, keep, with_ties
 from tiefsee.schedule import Batch
 
 # Per site ("layers.3.ffn.gate") and prompt: position -> what was picked for it, [K].
@@ -42,9 +44,12 @@ class Watch:
         self._inside = self._keeps = False
 
     def __enter__(self) -> Watch:
-        self._saved = {name: self._ops.__dict__.get(name) for name in OPERATORS}
+        self._saved = {name: self._ops.__dict__.get(name) for name in (*OPERATORS, *COMPOSITES)}
         for name in OPERATORS:
             setattr(self._ops, name, self._watched(name, getattr(self._ops, name)))
+        for name in COMPOSITES:
+            if getattr(type(self._ops), name) is not getattr(Operators, name):
+                setattr(self._ops, name, self._fused(name))
         self._handles = []
         for name, module in self._network.named_modules():
             self._handles.append(module.register_forward_pre_hook(lambda m, a, n=name: self._stack.append(n)))
@@ -86,6 +91,38 @@ class Watch:
             return self._picked(name, site, arguments, result) if name in PICKS else result
 
         return call
+
+    def _fused(self, name: str) -> Callable[..., Any]:
+        """A backend's own of an operator that is made of others: what it picks is noted. Where picks are given, it is
+        made of the others again, for they take what is given."""
+        if self._forced is not None:
+            return MethodType(getattr(Operators, name), self._ops)
+        operator = getattr(self._ops, name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            result = operator(*arguments, **named)
+            site = self._stack[-1]
+            if name == "route":
+                if bind(name, arguments, named)[-1] is not None:  # by hash there is no choice
+                    return result
+                self._note(site, self._rows, [True] * len(result[0]), result[0].cpu())
+                return result
+            for row, picks in zip(self._rows, result, strict=True):
+                if picks is not None:
+                    _, start, count = row
+                    chose = [start + i + 1 > picks.shape[1] for i in range(count)]
+                    self._note(site, [row], chose, picks.cpu())
+            return result
+
+        return call
+
+    def _note(self, site: str, spans: list[tuple[int, int, int]], chose: list[bool], picks: Tensor) -> None:
+        """What was picked for each token that had a choice."""
+        places = [(prompt, position) for prompt, start, count in spans for position in range(start, start + count)]
+        noted = self.picks.setdefault(site, {})
+        for (prompt, position), had_choice, row in zip(places, chose, picks, strict=True):
+            if had_choice:
+                noted.setdefault(prompt, {})[position] = row
 
     def _keep(self, name: str, site: str, arguments: tuple[Any, ...], result: Any) -> None:
         call = keep(name, site, arguments, result, self._parameters)

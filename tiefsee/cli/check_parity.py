@@ -1,0 +1,165 @@
+"""`tiefsee check parity`: do two devices answer alike? Status 0 if so, 1 if not.
+
+tiefsee check parity --model M --device reference --device cpu
+tiefsee check parity --model M --device cpu --record cpu.safetensors        on one machine
+tiefsee check parity --model M --device cuda --against cpu.safetensors      on another
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tiefsee.errors import ConfigError
+from tiefsee.units import format_bytes
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from tiefsee.parity.recording import Recording
+    from tiefsee.parity.report import Report
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="folder, hub id or bundled model")
+    parser.add_argument(
+        "--device", action="append", required=True, metavar="DEVICE",
+        help="reference (plain torch on the CPU), cpu, cuda, npu, ..; twice: the first is what the second is held to",
+    )  # fmt: skip
+    parser.add_argument("--record", metavar="FILE", help="write what the one device says, to compare elsewhere")
+    parser.add_argument("--against", metavar="FILE", help="hold the one device to a recording")
+    parser.add_argument(
+        "--prompts", metavar="FILE", help="one a line, or .jsonl with prompt or tokens (default: built in)"
+    )
+    parser.add_argument("--long", type=int, metavar="TOKENS", help="of the built-in long prompt (default: 600, or more "
+                        "where an indexer chooses later)")  # fmt: skip
+    parser.add_argument("--dtype", default="auto", help="float32, bfloat16, float16; A,B for each side its own")
+    parser.add_argument("--format", default="keep", help="keep, bf16, fp16, fp32 or int8 weights; A,B for each its own")
+    parser.add_argument("--cache-layout", help="of the device that is judged (default: its own)")
+    parser.add_argument("--max-context", type=int, default=4096)
+    parser.add_argument("--record-limit", default="512MB", help="most bytes of operators' inputs and outputs")
+    parser.add_argument(
+        "--tolerance", action="append", default=[], metavar="FORMAT.LIMIT=NUMBER",
+        help="another limit, such as bfloat16.operator=0.02; see docs/parity.md",
+    )  # fmt: skip
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch")
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+
+
+def run(options: argparse.Namespace) -> int:
+    devices = options.device
+    files = [name for name in ("record", "against") if getattr(options, name) is not None]
+    if len(devices) + len(files) != 2 or len(files) == 2:
+        found = ", ".join([f"{len(devices)} of --device", *(f"--{name}" for name in files)])
+        raise ConfigError(f"found {found}; needed two devices, or one with --record FILE, or one with --against FILE")
+    from tiefsee.parity.tolerances import overridden
+
+    tolerances = overridden(options.tolerance)
+    if options.threads:
+        import torch
+
+        torch.set_num_threads(options.threads)
+    recording = _recording(options)
+    if options.record:
+        size = recording.save(Path(options.record))
+        print(
+            f"{options.record}: {len(recording.calls)} calls and {len(recording.prompts)} prompts, {format_bytes(size)}"
+        )
+        if recording.num_left_out:
+            print(f"{recording.num_left_out} calls were left out: --record-limit is {options.record_limit}")
+        return 0
+    from tiefsee.parity.gate import compare
+
+    report = compare(recording, _open(options, devices[-1], last=True), tolerances)
+    print(json.dumps(report.to_json(), indent=2)) if options.json else show(report)
+    return 0 if report.passed else 1
+
+
+def _recording(options: argparse.Namespace) -> Recording:
+    """What the device is held to: read from a file, or recorded now on the first device."""
+    from tiefsee.parity.gate import record
+    from tiefsee.parity.prompts import built_in, from_file
+    from tiefsee.parity.recording import Recording
+    from tiefsee.units import parse_bytes
+
+    if options.against:
+        return Recording.load(Path(options.against))
+    core = _open(options, options.device[0], last=False)
+    prompts = from_file(Path(options.prompts), core) if options.prompts else built_in(core, options.long)
+    return record(core, prompts, model=str(options.model), limit_bytes=parse_bytes(options.record_limit))
+
+
+def _open(options: argparse.Namespace, device: str, *, last: bool):  # type: ignore[no-untyped-def]
+    from tiefsee.parity.sides import open_side
+
+    dtype, format = (_of_side(getattr(options, name), last) for name in ("dtype", "format"))
+    core = open_side(options.model, device, dtype, format, options.max_context, options.cache_layout if last else None)
+    for note in core.notes:
+        print(f"{device}: {note}", file=sys.stderr)
+    return core
+
+
+def _of_side(value: str, last: bool) -> str:
+    """ "A,B" is A for the reference and B for the device; one value is for both."""
+    parts = value.split(",")
+    if len(parts) > 2:
+        raise ConfigError(f"{value!r} names {len(parts)} values; needed one, or two with a comma between")
+    return parts[-1 if last else 0]
+
+
+# ------------------------------------------------------------------------------------------ the table
+
+
+def show(report: Report) -> None:
+    """The report for people: what was compared, operator by operator, prompt by prompt, the verdict."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
+    sides = (("held to", report.reference), ("judged", report.device))
+    for what, side in sides:
+        weights = ", ".join(f"{n} {kind}" for kind, n in side["weights"].items()) or "plain"
+        console.print(
+            f"{what}: {side['device']} ({side['operators']}), {side['dtype']}, cache {side['cache_dtype']} as "
+            f"{side['layout']}, weights {weights}", highlight=False,
+        )  # fmt: skip
+    console.print(_operators(report))
+    console.print(_prompts(report))
+    for note in report.notes:
+        console.print(f"note: {note}", highlight=False)
+    color = "green" if report.passed else "bold red"
+    console.print(f"[{color}]{'PASS' if report.passed else 'FAIL'}[/] {report.verdict()}", highlight=False)
+
+
+def _operators(report: Report) -> Table:
+    from rich.table import Table
+
+    table = Table(
+        "operator", "judged as", "calls", "worst row", "limit", "other picks", "at", "", title="by themselves"
+    )
+    for o in report.operators:
+        picks = f"{o.num_wrong_picks} of {o.num_rows}" if o.num_wrong_picks or o.num_different_picks else ""
+        table.add_row(
+            o.operator, o.format, str(o.num_calls), o.failure or f"{o.worst_error:.1e}", f"{o.tolerance:.0e}", picks,
+            o.site, "[green]ok[/]" if o.passed else "[bold red]FAIL[/]",
+        )  # fmt: skip
+    return table
+
+
+def _prompts(report: Report) -> Table:
+    from rich.table import Table
+
+    names = list(dict.fromkeys(c.name for p in report.prompts for c in p.checks))
+    table = Table("prompt", "tokens", *names, "diverges at", "", title=f"end to end, judged as {report.format}")
+    for p in report.prompts:
+        cells = {c.name: f"{c.value:.3g}" if c.passed else f"[bold red]{c.value:.3g}[/]" for c in p.checks}
+        table.add_row(
+            p.name, str(p.num_tokens), *(cells.get(n, "") for n in names),
+            "none" if p.first_divergence is None else f"token {p.first_divergence + 1}",
+            "[green]ok[/]" if p.passed else "[bold red]FAIL[/]",
+        )  # fmt: skip
+    return table
