@@ -44,12 +44,12 @@ class Watch:
         self._inside = self._keeps = False
 
     def __enter__(self) -> Watch:
-        self._saved = {name: self._ops.__dict__.get(name) for name in (*OPERATORS, *COMPOSITES)}
+        fused = [name for name in COMPOSITES if getattr(type(self._ops), name) is not getattr(Operators, name)]
+        self._saved = {name: self._ops.__dict__.get(name) for name in (*OPERATORS, *fused)}
         for name in OPERATORS:
             setattr(self._ops, name, self._watched(name, getattr(self._ops, name)))
-        for name in COMPOSITES:
-            if getattr(type(self._ops), name) is not getattr(Operators, name):
-                setattr(self._ops, name, self._fused(name))
+        for name in fused:
+            setattr(self._ops, name, self._fused(name))
         self._handles = []
         for name, module in self._network.named_modules():
             self._handles.append(module.register_forward_pre_hook(lambda m, a, n=name: self._stack.append(n)))
