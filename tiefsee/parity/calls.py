@@ -21,14 +21,9 @@ from tiefsee.ops.weight import Weight
 
 # What is no operator of the network: memory, and the inside of `run_experts`.
 _OTHERS = {"allocate", "free_bytes", "each_expert", "write_rows", "remarks", "resolve_format"}
-<<<<<<< HEAD
-=======
-# Made of other operators; where a backend fuses them the others are not called.
-COMPOSITES = ("route", "pick_keys")
->>>>>>> ascend
 OPERATORS = tuple(
     name for name, value in vars(Operators).items()
-    if name[0] != "_" and name not in {*_OTHERS, *COMPOSITES} and (callable(value) or isinstance(value, staticmethod))
+    if name[0] != "_" and name not in _OTHERS and (callable(value) or isinstance(value, staticmethod))
 )  # fmt: skip
 # Operators that treat each row (the first dim of their first argument) by itself: a few rows stand for all.
 BY_ROW = frozenset(OPERATORS) - {"latent_attention", "window_attention", "index_scores", "compress", "pick_keys"}

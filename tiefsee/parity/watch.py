@@ -8,21 +8,15 @@ numbers differ.
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tiefsee.engine import EngineCore
-<<<<<<< HEAD
 from tiefsee.parity.calls import OPERATORS, PICKS, Call, bind, keep, probe
 from tiefsee.parity.replay import Player
 from tiefsee.parity.report import MADE_OF
-=======
-from tiefsee.ops import Operators
-from tiefsee.parity.calls import COMPOSITES, OPERATORS, PICKS, Call, Parameters, bind, keep, with_ties
->>>>>>> ascend
 from tiefsee.schedule import Batch
 
 # Per site ("layers.3.ffn.gate") and prompt: position -> what was picked for it, [K].
@@ -52,12 +46,9 @@ class Watch:
         self._num_noted = 0
 
     def __enter__(self) -> Watch:
-        fused = [name for name in COMPOSITES if getattr(type(self._ops), name) is not getattr(Operators, name)]
-        self._saved = {name: self._ops.__dict__.get(name) for name in (*OPERATORS, *fused)}
+        self._saved = {name: self._ops.__dict__.get(name) for name in OPERATORS}
         for name in OPERATORS:
             setattr(self._ops, name, self._watched(name, getattr(self._ops, name)))
-        for name in fused:
-            setattr(self._ops, name, self._fused(name))
         self._handles = []
         for name, module in self._network.named_modules():
             self._handles.append(module.register_forward_pre_hook(lambda m, a, n=name: self._stack.append(n)))
@@ -105,7 +96,6 @@ class Watch:
 
         return call
 
-<<<<<<< HEAD
     def _picked_in_one(self, name: str, site: str, arguments: tuple[Any, ...], result: Any) -> Any:
         """Picks of a router or an indexer that a backend computes in one piece."""
         if name == "pick_keys":
@@ -122,39 +112,6 @@ class Watch:
             return result
         scores = self._ops.router_scores(hidden, weight, router.scoring_func)
         return experts, self._ops.expert_weights(scores, experts, router)
-=======
-    def _fused(self, name: str) -> Callable[..., Any]:
-        """A backend's own of an operator that is made of others: what it picks is noted. Where picks are given, it is
-        made of the others again, for they take what is given."""
-        if self._forced is not None:
-            return MethodType(getattr(Operators, name), self._ops)
-        operator = getattr(self._ops, name)
-
-        def call(*arguments: Any, **named: Any) -> Any:
-            result = operator(*arguments, **named)
-            site = self._stack[-1]
-            if name == "route":
-                if bind(name, arguments, named)[-1] is not None:  # by hash there is no choice
-                    return result
-                self._note(site, self._rows, [True] * len(result[0]), result[0].cpu())
-                return result
-            for row, picks in zip(self._rows, result, strict=True):
-                if picks is not None:
-                    _, start, count = row
-                    chose = [start + i + 1 > picks.shape[1] for i in range(count)]
-                    self._note(site, [row], chose, picks.cpu())
-            return result
-
-        return call
-
-    def _note(self, site: str, spans: list[tuple[int, int, int]], chose: list[bool], picks: Tensor) -> None:
-        """What was picked for each token that had a choice."""
-        places = [(prompt, position) for prompt, start, count in spans for position in range(start, start + count)]
-        noted = self.picks.setdefault(site, {})
-        for (prompt, position), had_choice, row in zip(places, chose, picks, strict=True):
-            if had_choice:
-                noted.setdefault(prompt, {})[position] = row
->>>>>>> ascend
 
     def _keep(self, name: str, site: str, arguments: tuple[Any, ...], result: Any) -> None:
         call = keep(name, site, arguments, result, self._player.parameters)
