@@ -19,8 +19,9 @@ from tiefsee.plan.neighbours import SITUATION_FIELDS, Kernel, Neighbours, Situat
 if TYPE_CHECKING:
     from tiefsee.plan.training.efficiency import TrainCalibration
 
-# What `tiefsee check plan` asked for: 80 % ranges of Ascend's left-out families covered 69 %, of left-out chips 74 %.
-WIDER = {"huawei": 1.3, "datasheet": 1.1, "rumour": 1.1}
+# What `tiefsee check plan` asked for: 80 % ranges of Ascend's left-out families covered 64 % at 1.3 times the process's
+# own deviation and 75 % at 1.65 times, those of left-out chips 74 % without and 80 % with a tenth more.
+WIDER = {"huawei": 1.65, "datasheet": 1.1, "rumour": 1.1}
 QUANTITIES = ("tpot", "ttft", "prefill")
 
 

@@ -278,9 +278,10 @@ def main(arguments: Sequence[str]) -> int:
     step = _step(parts, _placed(parts, whole.calibration), whole.calibration)
     print({name: (round(step.parts[name], 2), value) for name, value in parts.parts.items()}, round(step.seconds, 2))
     if "--write" in arguments:
-        # A run like those seen is as far off as four of five left-out ones; a chip not seen as far as the worst.
-        whole.table["spread"]["measured"] = math.exp(float(np.quantile(logs, 0.8)))
-        whole.table["spread"]["fitted"] = math.exp(float(np.quantile(logs, 0.95)))
+        # A run like those seen is as far off as four of five left-out ones; a chip not seen as far as the worst. Half
+        # as much again, and a fifth: without, `tiefsee check plan` found 71 % of left-out points in 80 % ranges.
+        whole.table["spread"]["measured"] = math.exp(1.5 * float(np.quantile(logs, 0.8)))
+        whole.table["spread"]["fitted"] = math.exp(1.2 * float(np.quantile(logs, 0.95)))
         whole.table["fitted_on"] = (
             f"{len(points)} published runs of {len({p.family for p in points})} families (training_points.toml); left "
             f"out by family: median error {median:.0%}, 80 % within {most:.0%}"
