@@ -10,10 +10,13 @@ import pytest
 
 from tiefsee.cli import plan_identify
 from tiefsee.errors import ConfigError
+from tiefsee.plan import predict
+from tiefsee.plan.calibrated import shipped
 from tiefsee.plan.formats import formats_of
 from tiefsee.plan.identify import Field, Guess, Hypothesis, Row, identify, read_rows
-from tiefsee.plan.identify.deployments import hypotheses_of, predictor_from, predictor_of, usual_chips, weight_bytes
+from tiefsee.plan.identify.deployments import hypotheses_of, predictor_of, usual_chips, weight_bytes
 from tiefsee.plan.identify.field import SIGMAS_OF_80, covariance
+from tiefsee.plan.identify.fitted import FittedPredictor
 from tiefsee.plan.identify.verdict import chance_of
 from tiefsee.spec import preset
 from tiefsee.spec.size import count_parameters
@@ -209,23 +212,22 @@ def test_only_chips_that_can_be_had_are_asked_about():
         Field([], rows_of(LOADS), toy)
 
 
-def test_predict_style_predictor():
-    class Found:
-        def estimate(self, unit):
-            value = {"ttft_s": 0.4, "tpot_s": 0.01}[unit]
-            return argparse.Namespace(value=value, low=value / 1.5, high=value * 1.5)
-
-    asked = {}
-
-    def predict(**arguments):
-        asked.update(arguments)
-        return Found()
-
-    guess = predictor_from(predict, SPEC)(Hypothesis("h200", "fp8", 8, 2, 16, 1, 0.8, 2), Row(1000, 100, 4, cached=500))
-    assert guess == pytest.approx((0.4, 0.01, 1.5, 1.5))
-    assert asked["num_chips"] == 32
-    assert asked["layout"] == {"tp": 8, "dp": 2, "ep": 16}
-    assert (asked["cache_hit"], asked["mtp_acceptance"], asked["concurrency"]) == (0.5, 0.8, 4)
+def test_all_hypotheses_at_once_are_what_predict_says_of_each():
+    rows = rows_of(LOADS[:2])
+    hypotheses = hypotheses_of(SPEC, ("h200", "ascend-910b3"), rows)[::17]
+    guess, calibrated = FittedPredictor(SPEC, shipped(), hypotheses, rows), shipped()
+    for h in hypotheses:
+        row = rows[0]
+        found = predict(
+            kind="e2e", model=SPEC, chip=h.chip, num_chips=h.num_chips * h.replicas, precision=h.precision,
+            layout={"tp": h.tp, "dp": h.dp, "ep": h.ep}, concurrency=row.concurrency, isl=row.isl, osl=row.osl,
+            mtp_acceptance=h.accepted, mtp_drafts=h.drafts, calibrated=calibrated,
+        )  # fmt: skip
+        ttft, tpot = found.estimate("ttft_s"), found.estimate("tpot_s")
+        found, spreads = guess(h, row)[:2], guess(h, row)[2:]
+        assert found == pytest.approx((ttft.value, tpot.value), rel=1e-6)
+        # What the chip's own figures leave open is taken from one load of each layout.
+        assert spreads == pytest.approx((ttft.high / ttft.value, tpot.high / tpot.value), rel=0.05)
 
 
 # -- Files and the command ---------------------------------------------------------------------------------------------

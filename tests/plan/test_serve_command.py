@@ -14,6 +14,7 @@ from tiefsee.cli import plan_serve
 from tiefsee.errors import ConfigError, OutOfMemory
 from tiefsee.plan.calibrated import Calibrated
 from tiefsee.plan.neighbours import Kernel, Neighbours, Situation
+from tiefsee.plan.search import swings
 from tiefsee.plan.search.corrected import Corrector, steady
 from tiefsee.plan.search.predicted import predicted
 
@@ -67,7 +68,7 @@ def test_two_pools_with_a_format_each_against_either_alone():
     roles = document.data["plans"][0]["roles"]
     assert (roles["prefill"]["chip"], roles["prefill"]["precision"]) == ("ascend-910c", "int8")
     assert (roles["decode"]["chip"], roles["decode"]["precision"]) == ("h20", "fp8")
-    assert [pool for pool, _ in found.alone] == ["ascend-910c:64", "h20:32"]
+    assert [other.name for other in found.others] == ["ascend-910c:64", "h20:32"]
     assert any("on its way" in note for note in document.notes)
     assert any("--price ascend-910c=USD" in note for note in document.notes)
 
@@ -163,3 +164,48 @@ def test_what_was_measured_nearby_moves_the_search():
 def test_bad_input_is_one_clear_error(words, error, says):
     with pytest.raises(error, match=says):
         answer(*words)
+
+
+def test_a_page_has_every_chart_that_the_plan_knows(run, tmp_path):
+    """What is dear to work out is there for a page, or where it is asked for, and not for a bare --json."""
+    bare = json.loads(run("--chips", "h200:16", "--no-simulate", "--json"))
+    assert [chart["kind"] for chart in bare["charts"]] == ["frontier", "timebars", "roofline"]
+    page = tmp_path / "plan.html"
+    more = ("--against", "ascend-910c:16", "--scaling", "--html", str(page), "--json")
+    found = json.loads(run("--chips", "h200:16", "--no-simulate", *more))
+    kinds = ["frontier", "timebars", "roofline", "rangebars", "scaling", "tornado"]
+    assert [chart["kind"] for chart in found["charts"]] == kinds
+    assert page.read_text().count("<figure") == len(kinds)
+    frontier, step, _, cost, _, tornado = found["charts"]
+    assert [line["name"] for line in frontier["lines"]] == ["h200:16", "ascend-910c:16"]
+    assert sum(seconds for _, seconds in step["bars"][0]["parts"]) == pytest.approx(step["bars"][0]["total"]["value"])
+    assert cost["bars"][1]["value"] is None
+    assert "breaks even with h200:16 at" in cost["bars"][1]["remark"]
+    assert len(found["data"]["scaling"]) == 4
+    assert {"prompt", "answer", "price of h200"} <= {swing["name"] for swing in tornado["swings"]}
+    assert tornado["base"]["value"] == pytest.approx(found["figures"]["usd_per_million_tokens"]["value"], rel=0.01)
+
+
+def test_the_tornado_fills_the_deployment_anew():
+    found = answer("--chips", "ascend-950dt:16", "--no-simulate", "--price", "ascend-950dt=1..2")
+    ask, inputs = swings.question_of(found.best, found.question), swings.inputs_of(found.best)
+    names = {i.name: i for i in inputs}
+    values = {i.name: i.value for i in inputs}
+    base = ask(values)
+    assert base == pytest.approx(found.best.usd_per_million_tokens[1], rel=0.01)
+    for name, end in (("isl", "high"), ("price.ascend-950dt", "high"), ("memory.ascend-950dt", "low")):
+        assert ask({**values, name: getattr(names[name], end)}) > base
+    assert ask({**values, "price.ascend-950dt": 2.0}) == pytest.approx(base * 2 / math.sqrt(2), rel=1e-6)
+    with pytest.raises(ConfigError, match="within the levels"):
+        ask({**values, "isl": 150000.0})
+
+
+def test_a_fleet_without_a_price_says_at_which_it_breaks_even(run):
+    found = json.loads(run("--chips", "ascend-910c:32", "--no-simulate", "--against", "h200:32", "--json"))
+    even = found["figures"]["break_even_usd_per_chip_hour"]
+    own, other = found["data"]["fleets"]
+    each = own["tokens_per_s"]["value"] / own["plan"]["num_chips"]
+    assert even["value"] == pytest.approx(each * 3600 / 1e6 * other["usd_per_million_tokens"]["value"])
+    assert even["low"] < even["value"] < even["high"]
+    default = answer("--chips", "ascend-910c:32", "--no-simulate")
+    assert [fleet.name for fleet in default.others] == [plan_serve.AGAINST]

@@ -134,12 +134,13 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
-    from tiefsee.cli import plan_identify, plan_serve, plan_train
+    from tiefsee.cli import plan_identify, plan_rl, plan_serve, plan_train
 
     steps = parser.add_subparsers(dest="plan_command", metavar="QUESTION", required=True)
     for name, module, text in (
         ("serve", plan_serve, "which layout serves a model best on so many chips"),
         ("train", plan_train, "what pretraining would take on a cluster"),
+        ("rl", plan_rl, "what an iteration of reinforcement learning takes, and how to split the cards"),
         ("identify", plan_identify, "what hardware is behind an endpoint"),
     ):
         question = steps.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. See docs/plan.md.")

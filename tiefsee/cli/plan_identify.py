@@ -29,26 +29,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from tiefsee.cli.inspect import open_spec
     from tiefsee.hardware import find_chip
+    from tiefsee.plan.calibrated import shipped
     from tiefsee.plan.identify import Field, identify
     from tiefsee.plan.identify.answer import answer
-    from tiefsee.plan.identify.deployments import (
-        UNFITTED_CAUTION,
-        hypotheses_of,
-        predictor_of,
-        usual_chips,
-        wanted_rows,
-    )
+    from tiefsee.plan.identify.deployments import hypotheses_of, usual_chips, wanted_rows
+    from tiefsee.plan.identify.fitted import FittedPredictor
 
     check_report_options(options)
     rows = rows_of(options.measured)
     name, spec = open_spec(options.model)
     chips = options.chips.split(",") if options.chips else usual_chips()
     chips = tuple(dict.fromkeys(find_chip(chip).name for chip in chips))
-    field = Field(hypotheses_of(spec, chips, rows), rows, predictor_of(spec))
-    verdict = identify(field, wanted_rows(spec))
+    hypotheses, later = hypotheses_of(spec, chips, rows), wanted_rows(spec)
+    field = Field(hypotheses, rows, FittedPredictor(spec, shipped(), hypotheses, rows, later))
+    verdict = identify(field, later)
     command = f"tiefsee plan identify --model {options.model} --measured {options.measured}"
     today = date.today().isoformat()
-    found = answer(name, field, verdict, grade_of, caution=UNFITTED_CAUTION, command=command, date=today)
+    found = answer(name, field, verdict, grade_of, command=command, date=today)
     return deliver(found, options)
 
 

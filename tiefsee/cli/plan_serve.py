@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from typing import TYPE_CHECKING
 
@@ -15,8 +15,13 @@ from tiefsee.errors import ConfigError, TiefseeError
 if TYPE_CHECKING:
     from tiefsee.plan.calibrated import Calibrated
     from tiefsee.plan.mixed_answer import MixedAnswer
-    from tiefsee.plan.search import Plan, Pool, Question, Slo, Workload
+    from tiefsee.plan.search import Pool, Question, Slo, Workload
     from tiefsee.plan.search.answer import Answer
+    from tiefsee.plan.search.fleets import Fleet
+
+# What a fleet without a price is held against where nothing else is said, and what a page shows beside a pool.
+AGAINST = "h800:32"
+ON_A_PAGE = ("h800", "h20", "ascend-910c")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +32,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     pools.add_argument("--prefill", metavar="CHIP:N", help="what prefills, with --decode")
     pools.add_argument("--decode", metavar="CHIP:N", help="what decodes, with --prefill")
+    pools.add_argument("--against", action="append", default=[], metavar="CHIP:N",
+                       help="another fleet for the same question; repeatable (default: each of two pools alone; "
+                       f"{AGAINST} where nothing has a price; some of as many cards on a page)")  # fmt: skip
     pools.add_argument("--precision", help="fp8, int8, bf16, fp4 .. (default: what each chip is served in)")
     pools.add_argument("--prefill-precision", metavar="P")
     pools.add_argument("--decode-precision", metavar="P")
@@ -50,7 +58,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     rests = parser.add_argument_group("what it rests on")
     rests.add_argument("--stack", help="whose software (default: the middle of all)")
     rests.add_argument("--date", metavar="YYYY-MM-DD", help="of when (default: the reference of the fit)")
-    more = parser.add_argument_group("simulation")
+    more = parser.add_argument_group("more to show")
+    more.add_argument("--scaling", action="store_true", help="the best plan with a quarter to twice the cards")
     more.add_argument("--simulate", action=argparse.BooleanOptionalAction, default=True, help="the best layouts")
     more.add_argument("--seed", type=int, default=0)
     more.add_argument("--top", type=int, default=5, metavar="N", help="layouts to show (default: %(default)s)")
@@ -77,12 +86,17 @@ def mixed_answer(options: argparse.Namespace, calibrated: Calibrated) -> MixedAn
     from tiefsee.plan.search.predicted import predicted
 
     calm = steady(calibrated)
-    if options.prefill or options.decode or options.concurrency:
+    left_out = [
+        f"--{name}" for name in ("prefill", "decode", "concurrency", "goal", "against", "scaling")
+        if getattr(options, name)
+    ]  # fmt: skip
+    if left_out:
         raise ConfigError(
-            "several --chips are mixed by a linear program; leave --prefill, --decode and --concurrency out"
+            f"several --chips are mixed by a linear program, for most throughput or the least cost of a --rate; leave "
+            f"{', '.join(left_out)} out"
         )
     name, workload, slo = workload_of(options)
-    pools = [pool_of(options, text, None, calm) for text in options.chips]
+    pools = [pool_of(options, text, options.precision, calm) for text in options.chips]
     found = mix(
         workload, slo, pools, goal="throughput" if options.rate is None else "cost", requests_per_s=options.rate,
         correct=Corrector(calm, options.stack, options.date),
@@ -95,15 +109,17 @@ def mixed_answer(options: argparse.Namespace, calibrated: Calibrated) -> MixedAn
 
 
 def answer(options: argparse.Namespace, calibrated: Calibrated) -> Answer:
-    """Search, predict with ranges, simulate."""
+    """Search, predict with ranges, simulate, compare."""
     from tiefsee.plan.search import search
     from tiefsee.plan.search.answer import Answer
     from tiefsee.plan.search.corrected import steady
     from tiefsee.plan.search.predicted import predicted
+    from tiefsee.plan.search.swings import plan_tornado
     from tiefsee.plan.simulate import simulate_plans
 
     calm = steady(calibrated)
     name, question = question_of(options, calm)
+    others = fleets_of(options, question, calm)  # a name that means nothing fails before the search
     found = search(question)
     shown = found.plans[: options.top]
     predictions = [
@@ -115,7 +131,15 @@ def answer(options: argparse.Namespace, calibrated: Calibrated) -> Answer:
         if options.simulate
         else ()
     )
-    return Answer(name, question, found, predictions, simulated, alone(question))
+    on_a_page = options.html is not None or options.png is not None
+    fleets = [fleet(options, other, calm, frontier=on_a_page) for other in others]
+    if found.best.usd_per_hour is None and all(f.usd_per_million_tokens is None for f in fleets):
+        fleets.append(fleet(options, _pooled(options, question, AGAINST, calm), calm, frontier=on_a_page))
+    found_answer = Answer(name, question, found, predictions, simulated, fleets, scaling=sizes(options, question, calm))
+    if not on_a_page:
+        return found_answer
+    figure = found_answer.fleet.usd_per_million_tokens or predictions[0].estimate("tokens_per_s_per_chip")
+    return replace(found_answer, tornado=plan_tornado(found.best, question, figure))
 
 
 def workload_of(options: argparse.Namespace) -> tuple[str, Workload, Slo]:
@@ -151,9 +175,10 @@ def pools_of(options: argparse.Namespace, calibrated: Calibrated) -> tuple[Pool 
     if bool(options.chips) == split or (options.prefill is None) != (options.decode is None):
         raise ConfigError("needed are either --chips CHIP:N, or --prefill CHIP:N and --decode CHIP:N")
     if not split:
-        return pool_of(options, options.chips[0], None, calibrated), None, None
-    first = pool_of(options, options.prefill, options.prefill_precision, calibrated)
-    return None, first, pool_of(options, options.decode, options.decode_precision, calibrated)
+        return pool_of(options, options.chips[0], options.precision, calibrated), None, None
+    first, second = options.prefill_precision or options.precision, options.decode_precision or options.precision
+    prefill = pool_of(options, options.prefill, first, calibrated)
+    return None, prefill, pool_of(options, options.decode, second, calibrated)
 
 
 def pool_of(options: argparse.Namespace, text: str, precision: str | None, calibrated: Calibrated) -> Pool:
@@ -167,27 +192,62 @@ def pool_of(options: argparse.Namespace, text: str, precision: str | None, calib
     if price is not None:
         figure = Figure(price.value, "USD/h", "estimate", price.source, price.low, price.high)
     return make_pool(
-        chip, count, precision=precision or options.precision, kv_precision=options.kv_precision,
+        chip, count, precision=precision, kv_precision=options.kv_precision,
         stack=options.stack, date=options.date, usd_per_hour=figure, base=calibrated.base,
     )  # fmt: skip
 
 
-def alone(question: Question) -> Sequence[tuple[str, Plan | str]]:
-    """What each of two pools would do by itself, or why it can't."""
-    from dataclasses import replace
+def fleets_of(options: argparse.Namespace, question: Question, calibrated: Calibrated) -> list[Question]:
+    """The same question to other fleets: those that were named; else each of two pools by itself, or what a page shows
+    beside one."""
+    if options.against:
+        return [_pooled(options, question, text, calibrated) for text in options.against]
+    if question.pool is None:
+        return [replace(question, pool=pool, prefill=None, decode=None) for pool in question.pools]
+    if options.html is None and options.png is None:
+        return []
+    pool = question.pool
+    names = [name for name in ON_A_PAGE if name != pool.name]
+    return [_pooled(options, question, f"{name}:{pool.chips_of(pool.count)}", calibrated) for name in names]
 
+
+def _pooled(options: argparse.Namespace, question: Question, text: str, calibrated: Calibrated) -> Question:
+    """The question to another pool, in the number format that its chip is served in. Without a price there is no least
+    cost, so such a fleet is asked for the most throughput."""
+    pool = pool_of(options, text, None, calibrated)
+    priced = pool.usd_per_hour is not None
+    goal = "throughput" if question.goal == "cost" and question.demand.is_open and not priced else question.goal
+    return replace(question, pool=pool, prefill=None, decode=None, goal=goal)
+
+
+def fleet(options: argparse.Namespace, question: Question, calibrated: Calibrated, *, frontier: bool) -> Fleet:
+    """What a fleet does, or why it can't."""
     from tiefsee.plan.search import search
+    from tiefsee.plan.search.fleets import Fleet
+    from tiefsee.plan.search.predicted import predicted
 
-    found: list[tuple[str, Plan | str]] = []
-    for pool in (question.prefill, question.decode):
-        if pool is None:
-            continue
-        try:
-            single = replace(question, pool=pool, prefill=None, decode=None)
-            found.append((str(pool), search(single, frontier=False).best))
-        except TiefseeError as error:
-            found.append((str(pool), str(error)))
-    return found
+    try:
+        found = search(question, frontier=frontier)
+    except TiefseeError as error:
+        return Fleet(str(question), error=str(error))
+    basis = {"stack": options.stack, "date": options.date, "kv_precision": options.kv_precision}
+    return Fleet(str(question), found, predicted(found.best, calibrated, **basis))
+
+
+def sizes(options: argparse.Namespace, question: Question, calibrated: Calibrated) -> list[Fleet]:
+    """A quarter to twice the cards, with --scaling."""
+    if not options.scaling:
+        return []
+
+    def sized(pool: Pool | None, share: float) -> Pool | None:
+        return None if pool is None else replace(pool, count=max(1, round(pool.count * share)))
+
+    q = question
+    asked = [
+        replace(q, pool=sized(q.pool, share), prefill=sized(q.prefill, share), decode=sized(q.decode, share))
+        for share in (0.25, 0.5, 1, 2)
+    ]
+    return [fleet(options, one, calibrated, frontier=False) for one in asked]
 
 
 def _seconds(name: str, milliseconds: float | None) -> float:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
-from typing import TYPE_CHECKING, Any
+import datetime
+import shlex
+import sys
+from typing import Any
 
+from tiefsee.cli.plan_report import add_report_options, check_report_options, deliver
 from tiefsee.errors import ConfigError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from tiefsee.plan.training.plan import TrainingPlan
-    from tiefsee.plan.training.scaling import ScalingPoint
 
 # What chips without a public price are compared with, unless something else is named.
 AGAINST = "h800:2048"
@@ -40,15 +37,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scaling", nargs="?", const="auto", metavar="N,N,..", help="the same job on other counts of chips"
     )
-    parser.add_argument("--json", action="store_true", help="machine-readable")
+    add_report_options(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     from tiefsee.hardware import parse_fleet
+    from tiefsee.plan.training.answer import TrainingAnswer
     from tiefsee.plan.training.plan import plan_training
-    from tiefsee.plan.training.report import to_json
     from tiefsee.plan.training.scaling import scaling
 
+    check_report_options(options)
     chip, count = parse_fleet(options.chips)
     job = _job(options, chip, count)
     storage = _storage(options)
@@ -60,22 +58,13 @@ def run(options: argparse.Namespace) -> int:
         if against.usd is None:
             raise ConfigError(f"{named} has no public price either; give --against a chip that has one, or --price")
     plan = plan_training(
-        job, _layout(options.layout) if options.layout else None, date=options.date, usd_per_hour=options.price,
+        job, layout_of(options.layout) if options.layout else None, date=options.date, usd_per_hour=options.price,
         against=against, storage_bytes_per_s=storage,
     )  # fmt: skip
     points = scaling(job, _counts(options.scaling, count), options.date) if options.scaling else []
-    if options.json:
-        answer = to_json(plan)
-        if against is not None:
-            answer["alternative"] = to_json(against)
-        if points:
-            answer["scaling"] = [_scaling_json(point) for point in points]
-        print(json.dumps(answer, indent=2))
-    else:
-        from rich.console import Console
-
-        show(Console(), plan, against, points)
-    return 0
+    command = "tiefsee " + shlex.join(sys.argv[1:])
+    found = TrainingAnswer(plan, against, points)
+    return deliver(found.document(command=command, date=datetime.date.today().isoformat()), options)
 
 
 def _job(options: argparse.Namespace, chip: Any, count: int, alternative: bool = False) -> Any:
@@ -84,7 +73,9 @@ def _job(options: argparse.Namespace, chip: Any, count: int, alternative: bool =
     from tiefsee.plan.training.job import make_job, recipe_of
 
     spec = find_spec(options.model)
-    sequence = options.sequence or recipe_of(spec).sequence
+    sequence = recipe_of(spec).sequence if options.sequence is None else options.sequence
+    if sequence < 1:
+        raise ConfigError(f"--sequence is {sequence}; needed is a whole number of 1 or more")
     batch = options.global_batch
     if options.global_batch_tokens is not None:
         if batch is not None:
@@ -104,7 +95,7 @@ def _storage(options: argparse.Namespace) -> float:
     return STORAGE_BYTES_PER_S if options.storage is None else parse_quantity(options.storage, "bytes/s")
 
 
-def _layout(text: str) -> dict[str, Any]:
+def layout_of(text: str) -> dict[str, Any]:
     """`pp=16,ep=64,schedule=dualpipe` -> a dict."""
     found: dict[str, Any] = {}
     for item in text.split(","):
@@ -123,89 +114,3 @@ def _counts(text: str, count: int) -> list[int]:
     if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
         raise ConfigError(f"--scaling has {text!r}; needed are counts of chips, as in 1024,4096,16384")
     return [int(part) for part in parts]
-
-
-def _scaling_json(point: ScalingPoint) -> dict[str, Any]:
-    from tiefsee.plan.training.report import digits, layout_json
-
-    answer: dict[str, Any] = {"num_chips": point.num_chips}
-    if point.plan is None:
-        return answer | {"error": point.error}
-    rates = ("tokens_per_s", "tokens_per_s_per_chip", "useful_tokens_per_s_per_chip")
-    for name in (*rates, "mfu", "goodput", "efficiency"):
-        answer[name] = digits(getattr(point, name))
-    answer["losses"] = {name: digits(value, 2) for name, value in point.losses.items()}
-    return answer | {"why": point.why, "layout": layout_json(point.plan.step), "days": digits(point.plan.days.value)}
-
-
-def show(console: Console, plan: TrainingPlan, against: TrainingPlan | None, points: list[ScalingPoint]) -> None:
-    """The answer in tables."""
-    from rich.table import Table
-
-    job, step = plan.job, plan.step
-    console.print(
-        f"[bold]{job.model}[/] on {job.num_chips:,} x {job.chip.title}: {job.tokens / 1e12:g} T tokens in "
-        f"{job.precision}, {job.global_batch:,} sequences of {job.sequence:,} a step, {job.optimizer}"
-    )
-    table = Table("", "value", "80 % range", box=None, pad_edge=False)
-    for name, value, low, high in _rows(plan):
-        table.add_row(name, value, f"{low} to {high}")
-    console.print(table)
-    layout = step.layout
-    console.print(
-        f"\nlayout      tp {layout.tp}, cp {layout.cp}, ep {layout.ep}, pp {layout.pp}"
-        f"{f' x {layout.virtual}' if layout.virtual > 1 else ''}, dp {layout.dp:,}, zero {layout.zero}, "
-        f"{layout.schedule}, micro-batch {layout.micro_batch}, recompute {step.recompute}; {step.micro_batches} "
-        f"micro-batches a step; {step.memory.total / 1e9:.0f} of {step.memory.available / 1e9:.0f} GB"
-    )
-    parts = ", ".join(f"{name} {value:.3g}" for name, value in step.parts.items())
-    console.print(f"step        {parts} s")
-    shares = sorted(plan.where.items(), key=lambda item: -item[1])
-    console.print("spent on    " + ", ".join(f"{name} {share:.0%}" for name, share in shares if share >= 0.005))
-    good = plan.goodput
-    console.print(
-        f"failures    {good.failures_per_day.value:.2g} a day; a save of {good.checkpoint_bytes / 1e12:.1f} TB every "
-        f"{good.interval_s / 60:.0f} min; restart {good.restart_s / 60:.0f} min"
-    )
-    console.print(f"bottleneck  {plan.bottleneck}")
-    if against is not None and plan.break_even_usd_per_hour is not None and against.usd is not None:
-        even = plan.break_even_usd_per_hour
-        console.print(
-            f"money       {plan.against} would take {against.days.value:,.0f} days and "
-            f"{against.usd.value / 1e6:,.3g} M USD; {job.chip.name} breaks even at {even.value:.2g} USD per card and "
-            f"hour ({even.low:.2g} to {even.high:.2g})"
-        )
-    for point in points:
-        console.print(_scaling_line(point))
-    for note in plan.notes:
-        console.print(f"[dim]note        {note}[/]")
-    for source in plan.sources:
-        console.print(f"[dim]source      {source}[/]")
-
-
-def _rows(plan: TrainingPlan) -> list[tuple[str, str, str, str]]:
-    """Names and figures, to the digits that their ranges carry."""
-    mfu, rows = plan.mfu, []
-    figures = [
-        ("step", plan.step_s, 1.0, "s"), ("tokens/s per chip", plan.tokens_per_s_per_chip, 1.0, ""),
-        ("MFU causal, of BF16 peak", mfu["causal_bf16"], 100, "%"),
-        ("MFU non-causal, of BF16 peak", mfu["non_causal_bf16"], 100, "%"),
-        (f"MFU causal, of {plan.job.precision} peak", mfu["causal_stated"], 100, "%"),
-        ("useful wall time", plan.goodput.share, 100, "%"), ("days", plan.days, 1.0, ""),
-        ("chip hours", plan.chip_hours, 1e-6, "M"),
-    ]  # fmt: skip
-    if plan.usd is not None:
-        figures.append(("USD", plan.usd, 1e-6, "M"))
-    for name, e, factor, unit in figures:
-        texts = [f"{x * factor:,.{3 if x * factor < 1000 else 4}g} {unit}".strip() for x in (e.value, e.low, e.high)]
-        rows.append((f"{name} [dim]({e.grade})[/]", *texts))
-    return rows  # type: ignore[return-value]
-
-
-def _scaling_line(point: ScalingPoint) -> str:
-    if point.plan is None:
-        return f"scaling     {point.num_chips:>9,} chips: {point.error}"
-    return (
-        f"scaling     {point.num_chips:>9,} chips: {point.plan.days.value:>8,.0f} days, MFU {point.mfu:.0%}, goodput "
-        f"{point.goodput:.0%}, per chip {point.efficiency:.0%} of the smallest ({point.why})"
-    )

@@ -40,8 +40,10 @@ class Calibrated:
         be (WIDER)."""
         own: Neighbours = getattr(self, quantity)
         mean, deviation = own.correction(situation)
-        wider = WIDER.get(situation.vendor, 1.0) * WIDER.get(self.grade(situation, quantity), 1.0)
-        return mean, deviation * wider
+        return mean, deviation * self.wider(quantity, situation)
+
+    def wider(self, quantity: str, situation: Situation) -> float:
+        return WIDER.get(situation.vendor, 1.0) * WIDER.get(self.grade(situation, quantity), 1.0)
 
     def grade(self, situation: Situation, quantity: str) -> Grade:
         """The evidence for a quantity; a chip that is known from other quantities only is no more than fitted."""

@@ -119,18 +119,25 @@ class Calibration:
 
     def years(self, date: str | None) -> float:
         """From the reference to a date, at most one year: a trend is not drawn out for ever."""
+        check_date(date)
         if not date:
             return 0.0
-        try:
-            days = (datetime.date.fromisoformat(full_date(date)) - datetime.date.fromisoformat(self.reference)).days
-        except ValueError:
-            raise ConfigError(f"date is {date!r}; needed is YYYY-MM-DD, YYYY-MM or YYYY") from None
+        days = (datetime.date.fromisoformat(full_date(date)) - datetime.date.fromisoformat(self.reference)).days
         return max(-1.0, min(1.0, days / 365))
 
 
 def full_date(date: str) -> str:
     """2025-02 -> 2025-02-15: the middle of what was said."""
     return {4: f"{date}-07-01", 7: f"{date}-15"}.get(len(date), date)
+
+
+def check_date(date: str | None) -> None:
+    """ConfigError for what is no date."""
+    if date:
+        try:
+            datetime.date.fromisoformat(full_date(date))
+        except ValueError:
+            raise ConfigError(f"date is {date!r}; needed is YYYY-MM-DD, YYYY-MM or YYYY") from None
 
 
 def read_calibration(text: str) -> Calibration:

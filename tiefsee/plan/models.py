@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tiefsee.errors import ModelNotFound
-from tiefsee.spec import ModelSpec, model_spec, preset
+from tiefsee.spec import ModelSpec, model_spec, preset, preset_names
 
 
 def find_spec(model: str) -> ModelSpec:
@@ -16,4 +16,9 @@ def find_spec(model: str) -> ModelSpec:
     except ModelNotFound:
         from tiefsee.files import find_model
 
-        return model_spec(find_model(model, config_only=True).config)
+        try:
+            return model_spec(find_model(model, config_only=True).config)
+        except ModelNotFound as error:
+            if "/" in model:
+                raise
+            raise ModelNotFound(f"{error}; presets are {', '.join(preset_names())}") from None

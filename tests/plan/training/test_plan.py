@@ -14,6 +14,8 @@ from tests.plan.training.jobs import job, v3_on_h800
 from tiefsee.cli import plan_train
 from tiefsee.errors import ConfigError, OutOfMemory
 from tiefsee.hardware import find_chip
+from tiefsee.plan.report import Scaling
+from tiefsee.plan.training.answer import TrainingAnswer
 from tiefsee.plan.training.efficiency import training_calibration
 from tiefsee.plan.training.failures import best_interval, goodput, useful_share
 from tiefsee.plan.training.fit import _placed as placed
@@ -164,9 +166,14 @@ def answer(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 def test_the_command_answers_in_json(capsys: pytest.CaptureFixture[str]) -> None:
-    found = json.loads(
-        answer(capsys, "--model", "v3", "--chips", "ascend-910c:1024", "--against", "h800:1024", "--json")
-    )
+    words = ("--model", "v3", "--chips", "ascend-910c:1024", "--against", "h800:1024", "--json")
+    document = json.loads(answer(capsys, *words))
+    figures, found = document["figures"], document["data"]
+    assert {"step_s", "tokens_per_s_per_chip", "mfu", "goodput", "days", "gpu_hours"} <= set(figures)
+    assert figures["break_even_usd_per_chip_hour"]["low"] > 0
+    assert {chart["kind"] for chart in document["charts"]} == {"timebars", "rangebars"}
+    assert document["charts"][1]["bars"][0]["value"] is None
+    assert "breaks even with h800:1024" in document["charts"][1]["bars"][0]["remark"]
     assert found["question"]["ranks_per_chip"] == 2
     assert found["usd"] is None
     assert found["break_even_usd_per_chip_hour"]["value"] > 0
@@ -180,7 +187,21 @@ def test_the_command_answers_in_json(capsys: pytest.CaptureFixture[str]) -> None
 def test_the_command_answers_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--model", "v3", "--chips", "h800:2048", "--layout", "pp=16,ep=64", "--scaling", "2048,4096")
     text = answer(capsys, *words)
-    for needed in ("tp 1, cp 1, ep 64, pp 16", "dualpipe", "MFU causal", "bottleneck", "USD", "scaling", "source"):
+    for needed in ("EP64 PP16 DP128", "dualpipe", "MFU, causal", "bottleneck", "USD", "4,096", "falls short", "[1]"):
         assert needed in text
+
+
+def test_the_shares_of_the_wall_time_are_all_of_it() -> None:
+    own = job("v3", "ascend-910c", 1024)
+    found = TrainingAnswer(plan_training(own), None, scaling(own, [1, 1024, 8192]))
+    chart = found.document(command="", date="2026-11-28").charts[-1]
+    assert isinstance(chart, Scaling)
+    assert [p.num_chips for p in chart.points] == [1024, 8192]
+    for point in chart.points:
+        assert sum(share for _, share in point.shares) == pytest.approx(1.0)
+        assert point.mfu is not None
+
+
+def test_a_layout_is_sizes_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match="name=value"):
         answer(capsys, "--model", "v3", "--chips", "h800:2048", "--layout", "pp")

@@ -24,11 +24,10 @@ def answer(
     verdict: Verdict,
     grade_of: Callable[[Chip], Grade],
     *,
-    caution: str = "",
     command: str,
     date: str,
 ) -> Document:
-    """What could be behind the rows of the field; `caution` is what a reader has to know of the predictor."""
+    """What could be behind the rows of the field."""
     rows = list(dict.fromkeys(o.row for o in field.observed))
     best = verdict.hypotheses[0][0]
     grade = weakest(grade_of(find_chip(chip)) for chip in verdict.candidates)
@@ -48,7 +47,6 @@ def answer(
         tables=(_layouts(verdict), _fit(field, best, rows, grade)),
         charts=(_bars(verdict),),
         notes=(
-            *([caution] if caution else []),
             *verdict.doubts,
             *map(_advice, verdict.next[:SUGGESTED]),
             f"not asked about: {NOT_ASKED}",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
 
 from tiefsee.errors import ConfigError
 from tiefsee.hardware import Chip, chip_names, find_chip
+from tiefsee.plan.deployment import Deployment
 from tiefsee.plan.efficiency import calibration
 from tiefsee.plan.formats import formats_of, usual_precision
 from tiefsee.plan.identify.hypothesis import Guess, Hypothesis, Predictor, Quantity, Row
@@ -23,12 +23,6 @@ REPLICAS = (1, 2, 4)
 ROOM = 0.85  # of the memory: cache, activations and graphs want the rest
 DOUBLINGS = 3  # of the fewest chips that hold the weights
 MOST_TP = 16
-# 80 % of 392 measured runs of V3 and R1 lie within these factors of what the first, unfitted efficiencies say.
-UNFITTED: Mapping[Quantity, float] = {"ttft_s": 2.6, "tpot_s": 1.4}
-UNFITTED_CAUTION = (
-    "the efficiencies behind these predictions are not fitted yet: of 24 endpoints whose chip is known, 62% had it "
-    "among the candidates, where 90% is claimed (benchmarks/identify.py)"
-)
 
 
 def hypotheses_of(spec: ModelSpec, chips: Sequence[str], rows: Sequence[Row]) -> tuple[Hypothesis, ...]:
@@ -115,39 +109,32 @@ def weight_bytes(spec: ModelSpec, formats: Formats) -> float:
     return total
 
 
-def predictor_of(spec: ModelSpec, spread: Mapping[Quantity, float] = UNFITTED) -> Predictor:
-    """What `plan.serving` says, within `spread`, under the middle of all stacks."""
-
-    @lru_cache(maxsize=4096)
-    def worker(name: str, precision: str, tp: int, dp: int, ep: int) -> Worker:
-        return _worker(spec, find_chip(name), formats_of(precision), tp, dp, ep)
+def predictor_of(spec: ModelSpec, spread: Mapping[Quantity, float]) -> Predictor:
+    """What `plan.serving` says, within `spread`, under the middle of all stacks; fitted.py moves it to what was
+    measured."""
 
     def guess(h: Hypothesis, row: Row) -> Guess:
-        own = worker(h.chip, h.precision, h.tp, h.dp, h.ep)
-        load = Load(row.concurrency, row.isl, row.osl, row.cached, _accepted(h, row), h.drafts)
-        served = serve_aggregated(own, h.replicas, load, calibration().of(own.chip.vendor, None))
+        served = deployment_of(spec, h).serve(load_of(h, row), calibration().of(find_chip(h.chip).vendor, None))
         return Guess(served.ttft_s, served.tpot_s, spread["ttft_s"], spread["tpot_s"])
 
     return guess
 
 
-def predictor_from(predict: Callable[..., Any], spec: ModelSpec) -> Predictor:
-    """What `tiefsee.plan.predictor` says, with its own ranges."""
-
-    def guess(h: Hypothesis, row: Row) -> Guess:
-        found = predict(
-            kind="e2e", model=spec, chip=h.chip, num_chips=h.num_chips * h.replicas, precision=h.precision,
-            layout={"tp": h.tp, "dp": h.dp, "ep": h.ep}, concurrency=row.concurrency, isl=row.isl, osl=row.osl,
-            mtp_acceptance=_accepted(h, row), mtp_drafts=h.drafts, cache_hit=row.cached / row.isl,
-        )  # fmt: skip
-        ttft, tpot = found.estimate("ttft_s"), found.estimate("tpot_s")
-        return Guess(ttft.value, tpot.value, *(math.sqrt(e.high / e.low) for e in (ttft, tpot)))
-
-    return guess
+@lru_cache(maxsize=8192)
+def deployment_of(spec: ModelSpec, h: Hypothesis) -> Deployment:
+    worker = _shared_worker(spec, h.chip, h.precision, h.tp, h.dp, h.ep)
+    return Deployment(worker, h.replicas, h.precision)
 
 
-def _accepted(h: Hypothesis, row: Row) -> float:
-    return h.accepted if row.accepted is None or not h.drafts else row.accepted
+@lru_cache(maxsize=4096)
+def _shared_worker(spec: ModelSpec, chip: str, precision: str, tp: int, dp: int, ep: int) -> Worker:
+    """Steps are kept by worker: hypotheses that differ in drafts and replicas share them."""
+    return _worker(spec, find_chip(chip), formats_of(precision), tp, dp, ep)
+
+
+def load_of(h: Hypothesis, row: Row) -> Load:
+    accepted = h.accepted if row.accepted is None or not h.drafts else row.accepted
+    return Load(row.concurrency, row.isl, row.osl, row.cached, accepted, h.drafts)
 
 
 def wanted_rows(spec: ModelSpec) -> tuple[Row, ...]:

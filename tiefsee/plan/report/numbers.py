@@ -34,7 +34,7 @@ _NAMES = {
     "gpu_hours": "card-hours", "usd": "USD", "usd_per_hour": "USD/h",
     "usd_per_chip_hour": "USD per card-hour", "usd_per_million_tokens": "USD per million tokens",
     "tokens_per_usd": "tokens per USD", "flops_per_byte": "FLOP/B", "tokens": "tokens", "chips": "cards",
-    "requests": "requests", "days": "days", "factor": "x",
+    "requests": "requests", "days": "days", "samples_per_hour": "samples/h", "factor": "x",
 }  # fmt: skip
 _SHARES = ("mfu", "mbu", "share", "probability", "training_goodput")
 # Units with prefixes, and what tiefsee.units calls them. Of time only the long names say what is counted.

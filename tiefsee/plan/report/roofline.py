@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from tiefsee.hardware import Chip
 from tiefsee.plan.efficiency import Efficiency
@@ -13,33 +13,71 @@ from tiefsee.plan.serving import PREFILL_TOKENS, Worker, decode_step, prefill_st
 from tiefsee.spec.cost import Op, Work, step_ops
 
 
-def roofline(worker: Worker, e: Efficiency, *, batch: float, context: float, prompt: float | None = None) -> Roofline:
-    """Decode of `batch` requests of the worker at `context` tokens each, and prefill of `prompt` tokens (or `context`).
+def roofline(
+    worker: Worker, e: Efficiency, *, batch: float, context: float, prompt: float | None = None,
+    prefill: Worker | None = None,
+) -> Roofline:  # fmt: skip
+    """Decode of `batch` requests of the worker at `context` tokens each, and prefill of `prompt` tokens (or `context`)
+    on the worker, or on another one of the same chip.
 
     Times are those of the operators with their launches; collectives have no place under the roofs of a chip.
     """
-    prompt = min(prompt or context, PREFILL_TOKENS)
-    each = batch / worker.dp
-    points = [
-        *_points(
-            worker, Work(prompt, 1.0, 0.0, expert_tokens=prompt * worker.dp), "prefill",
-            prefill_step(worker, prompt, 1.0, 0.0).parts(e, eager=True),
-        ),
-        *_points(
-            worker, Work(each, each, context, decode=True, expert_tokens=batch, num_logits=each), "decode",
-            decode_step(worker, batch, context).parts(e),
-        ),
-    ]  # fmt: skip
-    used = {compute_format(worker.chip, point.format) for point in points}
-    chip = worker.chip
+    prompt, first = min(prompt or context, PREFILL_TOKENS), prefill or worker
+    points = [*_prefill_points(first, e, prompt), *_decode_points(worker, e, batch, context)]
+    what = f"{_prefill_text(prompt)}, {_decode_text(batch, context)}"
+    return _made(worker.chip, what, points, _sizes(first, worker))
+
+
+def rooflines(
+    prefill: Worker, prefill_e: Efficiency, decode: Worker, e: Efficiency, *, batch: float, context: float,
+    prompt: float,
+) -> tuple[Roofline, ...]:  # fmt: skip
+    """Of prefill and decode on workers of their own: one picture where both run on one chip, else one of each."""
+    if prefill.chip.name == decode.chip.name:
+        return (roofline(decode, e, batch=batch, context=context, prompt=prompt, prefill=prefill),)
+    prompt = min(prompt, PREFILL_TOKENS)
+    first, second = list(_prefill_points(prefill, prefill_e, prompt)), list(_decode_points(decode, e, batch, context))
+    return (
+        _made(prefill.chip, _prefill_text(prompt), first, _sizes(prefill, prefill)),
+        _made(decode.chip, _decode_text(batch, context), second, _sizes(decode, decode)),
+    )
+
+
+def _made(chip: Chip, what: str, points: Sequence[RoofPoint], sizes: str) -> Roofline:
+    used = {compute_format(chip, point.format) for point in points}
     return Roofline(
-        title=f"Roofline of {chip.title}: prefill of {prompt:,.0f} tokens, "
-        f"decode of {batch:,.0f} requests at {context:,.0f}",
+        title=f"Roofline of {chip.title}: {what}",
         compute=tuple(Roof(name.upper(), figure.value) for name, figure in chip.flops_per_s.items() if name in used),
         memory=(Roof("memory", chip.memory_bytes_per_s.value),),
         points=tuple(points),
-        note=f"{worker.num_chips} chips, TP {worker.tp}, DP {worker.dp}, EP {worker.ep}. {_note(chip, points)}".strip(),
+        note=f"{sizes}. {_note(chip, points)}".strip(),
     )
+
+
+def _prefill_text(prompt: float) -> str:
+    return f"prefill of {prompt:,.0f} tokens"
+
+
+def _decode_text(batch: float, context: float) -> str:
+    return f"decode of {batch:,.0f} requests at {context:,.0f}"
+
+
+def _sizes(prefill: Worker, decode: Worker) -> str:
+    def of(w: Worker) -> str:
+        return f"{w.num_chips} chips, TP {w.tp}, DP {w.dp}, EP {w.ep}"
+
+    return of(decode) if prefill is decode else f"Prefill on {of(prefill)}; decode on {of(decode)}"
+
+
+def _prefill_points(worker: Worker, e: Efficiency, prompt: float) -> Iterable[RoofPoint]:
+    work = Work(prompt, 1.0, 0.0, expert_tokens=prompt * worker.dp)
+    return _points(worker, work, "prefill", prefill_step(worker, prompt, 1.0, 0.0).parts(e, eager=True))
+
+
+def _decode_points(worker: Worker, e: Efficiency, batch: float, context: float) -> Iterable[RoofPoint]:
+    each = batch / worker.dp
+    work = Work(each, each, context, decode=True, expert_tokens=batch, num_logits=each)
+    return _points(worker, work, "decode", decode_step(worker, batch, context).parts(e))
 
 
 def _points(worker: Worker, work: Work, phase: str, seconds: Mapping[str, float]) -> Iterable[RoofPoint]:

@@ -4,31 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from tiefsee.plan.estimate import Estimate, weakest
+from tiefsee.plan.estimate import weakest
 from tiefsee.plan.formats import conversion_note
 from tiefsee.plan.memory import worker_name
 from tiefsee.plan.money import usd_per_million_tokens
 from tiefsee.plan.prediction import Prediction
 from tiefsee.plan.report import (
     Cell,
+    Chart,
     Column,
     Document,
     Frontier,
-    FrontierPoint,
-    Line,
     NamedEstimate,
     Source,
     Table,
     TimeBar,
     TimeBars,
-    interactivity,
+    Tornado,
     show,
     show_plain,
 )
-from tiefsee.plan.report.roofline import roofline
+from tiefsee.plan.report.roofline import rooflines
 from tiefsee.plan.search.describe import describe, plan_data, price_of_plan, simulated_data, workers_text
+from tiefsee.plan.search.fleet_views import (
+    cost_by_fleet,
+    fleet_data,
+    fleets_table,
+    frontier_lines,
+    scaling_chart,
+    sizes_table,
+)
+from tiefsee.plan.search.fleets import Fleet, alternative_of, break_even_text
 from tiefsee.plan.search.placement import Plan, Role
 from tiefsee.plan.search.question import Found, Question
 from tiefsee.plan.simulate.result import Simulated
@@ -41,19 +50,23 @@ LIMITS = {
     "prefill": "prefill: its chips have no time left",
     "demand": "nothing: it serves what was asked for, with room to spare",
 }
-SHOWN_PARTS = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """A question, what was found, and for the plans that are shown the figures with their ranges."""
+    """A question, what was found, and for the plans that are shown the figures with their ranges.
+
+    `others` are fleets that it is held against; `tornado` and `scaling` are there where somebody asked for them.
+    """
 
     model: str
     question: Question
     found: Found
     predictions: Sequence[Prediction]
     simulated: Sequence[Simulated] = ()
-    alone: Sequence[tuple[str, Plan | str]] = ()
+    others: Sequence[Fleet] = ()
+    tornado: Tornado | None = None
+    scaling: Sequence[Fleet] = ()
     notes: Sequence[str] = ()
 
     @property
@@ -63,6 +76,15 @@ class Answer:
     @property
     def prediction(self) -> Prediction:
         return self.predictions[0]
+
+    @cached_property
+    def fleet(self) -> Fleet:
+        return Fleet(str(self.question), self.found, self.prediction)
+
+    @cached_property
+    def alternative(self) -> Fleet | None:
+        """What a fleet without a price is held against."""
+        return alternative_of(self.fleet, self.others) if self.fleet.unpriced else None
 
     def document(self, *, command: str, date: str) -> Document:
         best, prediction = self.best, self.prediction
@@ -77,7 +99,7 @@ class Answer:
             bottleneck=f"{prediction.bottleneck}; more requests are kept out by {LIMITS[best.limit]}",
             figures=figures,
             tables=tuple(self._tables()),
-            charts=(self._frontier(), self._times(), self._roofline()),
+            charts=tuple(self._charts()),
             sources=tuple(Source(f"s{n}", text) for n, text in enumerate(prediction.sources, 1) if text),
             notes=tuple(dict.fromkeys((*self.notes, *self._notes()))),
             command=command,
@@ -116,6 +138,9 @@ class Answer:
         price = price_of_plan(self.best)
         if price is not None:
             found.append(NamedEstimate("usd_per_million_tokens", "price", usd_per_million_tokens(rate, price)))
+        if self.alternative is not None and (even := self.fleet.break_even(self.alternative)) is not None:
+            label = f"breaks even with {self.alternative.name} at"
+            found.append(NamedEstimate("break_even_usd_per_chip_hour", label, even))
         return found
 
     # ------------------------------------------------------------------------------------- tables
@@ -124,8 +149,10 @@ class Answer:
         tables = [self._layouts(), self._roles()]
         if self.simulated:
             tables.append(self._simulation())
-        if self.alone:
-            tables.append(self._alone())
+        if self.others:
+            tables.append(fleets_table((self.fleet, *self.others)))
+        if self.scaling:
+            tables.append(sizes_table(self.scaling))
         return tables
 
     def _layouts(self) -> Table:
@@ -193,49 +220,41 @@ class Answer:
             f"{how}, seed {self.simulated[0].seed}; lengths all alike. Within: both levels kept, as goodput counts.", 0,
         )  # fmt: skip
 
-    def _alone(self) -> Table:
-        columns = (
-            Column("pool", "pool alone"), Column("layout", "layout"), Column("num_chips", "cards"),
-            Column("tokens_per_s", "output", "tokens_per_s"), Column("per_chip", "per card", "tokens_per_s_per_chip"),
-        )  # fmt: skip
-        rows: list[tuple[Cell, ...]] = []
-        for pool, plan in self.alone:
-            if isinstance(plan, str):
-                rows.append((pool, plan, None, None, None))
-            else:
-                rows.append((pool, describe(plan), plan.num_chips, plan.tokens_per_s, plan.tokens_per_s_per_chip))
-        return Table("Against each pool by itself", columns, tuple(rows))
-
     # ------------------------------------------------------------------------------------- charts
 
+    def _charts(self) -> list[Chart]:
+        charts: list[Chart] = [self._frontier(), self._times(), *self._rooflines()]
+        if self.others or self.fleet.unpriced:
+            charts.append(cost_by_fleet(self.fleet, self.others))
+        if (chart := scaling_chart(self.scaling)) is not None:
+            charts.append(chart)
+        if self.tornado is not None:
+            charts.append(self.tornado)
+        return charts
+
     def _frontier(self) -> Frontier:
-        """Other points take the range of the best: the same evidence is behind them."""
-        per_chip, tpot = (self.prediction.estimate(unit) for unit in ("tokens_per_s_per_chip", "tpot_s"))
-        points = tuple(
-            FrontierPoint(
-                interactivity(_like(tpot, plan.served.tpot_s)), _like(per_chip, plan.tokens_per_s_per_chip),
-                f"{describe(plan)}, {plan.concurrency:,.0f} at once", plan is self.best,
-            )
-            for plan in self.found.frontier
-        )  # fmt: skip
+        lines = frontier_lines((self.fleet, *self.others), self.best)
         limit = self.question.slo.tpot_s
         return Frontier(
-            "Throughput against interactivity", (Line(str(self.question), points),),
-            limit if limit < float("inf") else None, "Best layouts at other TPOTs; the TTFT holds at each.",
+            "Throughput against interactivity", lines, limit if limit < float("inf") else None,
+            "Best layouts at other TPOTs; the TTFT holds at each.",
         )  # fmt: skip
 
     def _times(self) -> TimeBars:
-        parts = list(self.prediction.parts.items())
-        shown = [*parts[:SHOWN_PARTS], ("others", sum(seconds for _, seconds in parts[SHOWN_PARTS:]))]
-        total = sum(self.prediction.parts.values())
-        step = _like(self.prediction.estimate("tpot_s"), total)
-        bar = TimeBar("decode step", step, tuple(part for part in shown if part[1] > 0))
+        """The model's parts, all longer or shorter by what was measured nearby."""
+        parts, accepted = self.prediction.parts, self.question.workload.mtp_acceptance
+        step = self.prediction.estimate("tpot_s").scaled(1 + accepted, "step_s")
+        factor = step.value / sum(parts.values())
+        bar = TimeBar("decode step", step, tuple((name, s * factor) for name, s in parts.items() if s > 0))
         return TimeBars("Where a step's time goes", (bar,))
 
-    def _roofline(self) -> Any:
-        decode, load = self.best.placement.decode, self.best.load
-        batch = max(1.0, self.best.served.batch)
-        return roofline(decode.worker, decode.pool.efficiency, batch=batch, context=load.context, prompt=load.isl)
+    def _rooflines(self) -> tuple[Chart, ...]:
+        placement, load = self.best.placement, self.best.load
+        decode, prefill = placement.decode, placement.prefill or placement.decode
+        return rooflines(
+            prefill.worker, prefill.pool.efficiency, decode.worker, decode.pool.efficiency,
+            batch=max(1.0, self.best.served.batch), context=load.context, prompt=load.isl,
+        )  # fmt: skip
 
     # ------------------------------------------------------------------------------------- the rest
 
@@ -260,8 +279,10 @@ class Answer:
         for one in self.simulated:
             notes += one.notes
             notes += (f"{workers_text(one.plan)}: {line}" for line in one.disagreements())
-        unpriced = [role.pool.name for _, role in self._named_roles() if role.pool.usd_per_hour is None]
-        notes += [f"no price of {name} is public; give one with --price {name}=USD" for name in dict.fromkeys(unpriced)]
+        for name in self.fleet.unpriced:
+            notes.append(f"no price of {name} is public; give one with --price {name}=USD")
+        if self.alternative is not None and (even := self.fleet.break_even(self.alternative)) is not None:
+            notes.append(f"{', '.join(self.fleet.unpriced)} {break_even_text(even, self.alternative)}")
         return notes
 
     def _data(self) -> Mapping[str, Any]:
@@ -270,12 +291,9 @@ class Answer:
             "frontier": [plan_data(plan) for plan in self.found.frontier],
             "simulated": [simulated_data(s) for s in self.simulated],
             "num_layouts": self.found.num_layouts,
+            "fleets": [fleet_data(fleet, self.alternative) for fleet in (self.fleet, *self.others)],
+            "scaling": [fleet_data(fleet, None) for fleet in self.scaling],
         }
-
-
-def _like(estimate: Estimate, value: float) -> Estimate:
-    """Another value with the same relative range."""
-    return estimate.scaled(value / estimate.value, estimate.unit)
 
 
 __all__ = ["Answer"]

@@ -8,18 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tiefsee.plan.calibrated import Calibrated
-from tiefsee.plan.neighbours import Neighbours, Situation
 from tiefsee.plan.search.placement import Placement
 from tiefsee.plan.serving import Served
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Array = NDArray[Any]
 
 _PER_DOUBLING = 2
 
@@ -53,53 +46,8 @@ class Corrector:
         if key not in self._known:
             load = placement.workload.load(2.0 ** (node / _PER_DOUBLING))
             situation = workers.situation(load, self.stack or "", self.calibrated.base.years(self.date))
-            self._known[key] = self._tpot.mean(situation), self._ttft.mean(situation)
+            self._known[key] = self.calibrated.tpot.mean(situation), self.calibrated.ttft.mean(situation)
         return self._known[key]
-
-    @cached_property
-    def _tpot(self) -> _Mean:
-        return _Mean(self.calibrated.tpot)
-
-    @cached_property
-    def _ttft(self) -> _Mean:
-        return _Mean(self.calibrated.ttft)
-
-
-@dataclass(eq=False)
-class _Mean:
-    """The mean of `Neighbours.correction` alone, with all that does not depend on the situation made once."""
-
-    neighbours: Neighbours
-
-    def mean(self, situation: Situation) -> float:
-        if not self.neighbours.situations:
-            return 0.0
-        import numpy as np
-
-        kernel = self.neighbours.kernel
-        own = np.array([code.get(kind, -1) for code, kind in zip(self._codes, situation.kinds, strict=True)])
-        same = np.where(self._kinds == own, 1.0, np.array(kernel.differs)).prod(axis=1)
-        squares = ((self._places - np.array(situation.place)) / np.array(kernel.lengths)) ** 2
-        when, load = np.exp(-squares[:, -1] / 2), np.exp(-squares[:, :-1].sum(axis=1) / 2)
-        return float((same * when * (kernel.wide**2 + kernel.local**2 * load)) @ self.neighbours._solved[1])
-
-    @cached_property
-    def _codes(self) -> list[dict[Any, int]]:
-        columns = zip(*(s.kinds for s in self.neighbours.situations), strict=True)
-        return [{kind: code for code, kind in enumerate(dict.fromkeys(column))} for column in columns]
-
-    @cached_property
-    def _kinds(self) -> Array:
-        import numpy as np
-
-        rows = ([c[k] for c, k in zip(self._codes, s.kinds, strict=True)] for s in self.neighbours.situations)
-        return np.array(list(rows))
-
-    @cached_property
-    def _places(self) -> Array:
-        import numpy as np
-
-        return np.array([s.place for s in self.neighbours.situations])
 
 
 def steady(calibrated: Calibrated) -> Calibrated:

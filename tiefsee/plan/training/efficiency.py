@@ -14,6 +14,7 @@ from typing import Any
 
 from tiefsee.errors import ConfigError
 from tiefsee.hardware import Chip
+from tiefsee.plan.efficiency import check_date, full_date
 from tiefsee.plan.estimate import Grade
 from tiefsee.plan.training.layout import Recompute, Schedule
 
@@ -129,6 +130,7 @@ class TrainCalibration:
 
     def stack(self, name: str | None, chip: Chip, date: str | None = None) -> Stack:
         """None: the stack that the chip is known by, else "today", a good one of its vendor's. Raises ConfigError."""
+        check_date(date)
         if name is None:
             known = (stack for stack in self.stacks.values() if chip.name in stack.default_for)
             found = next(known, self.stacks["today"])
@@ -138,7 +140,7 @@ class TrainCalibration:
             if not named:
                 raise ConfigError(f"training stack is {name!r}; known are {', '.join(sorted(self.stacks))}")
             found = named[0]
-        if date is not None and found.before is not None and date < found.before[0]:
+        if date is not None and found.before is not None and full_date(date) < found.before[0]:
             return self.stacks[found.before[1]]
         return found
 

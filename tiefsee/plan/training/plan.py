@@ -86,6 +86,12 @@ def plan_training(
         job.chip, job.num_chips, parameters.dense + parameters.experts, job.optimizer,
         storage_bytes_per_s=storage_bytes_per_s / slower, host_bytes_per_s=e.host_bytes_per_s, slower=slower,
     )  # fmt: skip
+    if good.share.value <= 0:
+        raise ConfigError(
+            f"{job.num_chips:,} x {job.chip.name} fail every {good.mtbf_s:,.3g} s, and a checkpoint takes "
+            f"{good.write_s:,.3g} s to write: the job never gets from one to the next. Give more bandwidth to storage, "
+            "or take fewer chips"
+        )
     busy = rate.inverse(job.tokens / 3600 * job.num_chips, "gpu_hours")
     hours = _over(busy, good.share, "gpu_hours")
     shares = where(step, e)

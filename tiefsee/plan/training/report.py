@@ -1,4 +1,4 @@
-"""A training plan as plain data for --json; the same figures that the tables print."""
+"""A training plan as plain data: what `tiefsee plan train --json` has under "data"."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from tiefsee.plan.estimate import Estimate
 from tiefsee.plan.training.plan import TrainingPlan
+from tiefsee.plan.training.scaling import ScalingPoint
 from tiefsee.plan.training.step import Step
 
 
@@ -65,3 +66,14 @@ def to_json(plan: TrainingPlan) -> dict[str, Any]:
         "notes": list(plan.notes),
         "sources": list(plan.sources),
     }  # fmt: skip
+
+
+def scaling_json(point: ScalingPoint) -> dict[str, Any]:
+    answer: dict[str, Any] = {"num_chips": point.num_chips}
+    if point.plan is None:
+        return answer | {"error": point.error}
+    rates = ("tokens_per_s", "tokens_per_s_per_chip", "useful_tokens_per_s_per_chip")
+    for name in (*rates, "mfu", "goodput", "efficiency"):
+        answer[name] = digits(getattr(point, name))
+    answer["losses"] = {name: digits(value, 2) for name, value in point.losses.items()}
+    return answer | {"why": point.why, "layout": layout_json(point.plan.step), "days": digits(point.plan.days.value)}
