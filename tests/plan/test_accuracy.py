@@ -236,7 +236,8 @@ def test_cross_validation_fits_without_what_it_judges():
 
 def test_the_report_is_json_even_where_all_is_refused():
     cases = [case(1.0), case(1.0, "open", questions=case().questions * 2)]
-    report = make_report("t", [Part("all", score(cases, refuse), score(cases, Fixed(1.0)))], inexpressible=[("x", "y")])
+    refused, naive = score(cases, refuse), score(cases, Fixed(1.0))
+    report = make_report("t", [Part("seen", refused, naive)], refused, inexpressible=[("x", "y")], with_goals=True)
     data = json.loads(json.dumps(as_json(report), allow_nan=False))
     assert data["groups"][0]["planner"]["median_error"] is None
     assert data["groups"][0]["planner"]["num_refused"] == 1
@@ -244,8 +245,20 @@ def test_the_report_is_json_even_where_all_is_refused():
     assert len(data["drafts_unknown"]) == 1
     assert len(data["rows"]) == len(data["refused"]) == 2
     page = as_markdown(report, "intro")
-    assert "| decode TPOT | all | tiefsee | 1 | 100% | ∞ |" in page
+    assert "| decode TPOT | seen | tiefsee | 1 | 100% | ∞ |" in page
+    assert "* decode TPOT, seen chips: refused 100 %, aim 5.0 %" in page
+    assert not any(goal["reached"] for goal in data["goals"])
     assert "* x: y" in page
+
+
+def test_goals_are_reached_or_named():
+    cases = [case(value) for value in (1.0, 1.05, 0.9, 1.0)]
+    parts = [Part("seen", score(cases, Fixed(1.0, 1.2)), score(cases, Fixed(2.0, 1.5)))]
+    assert all(goal.is_reached for goal in make_report("t", parts, [], with_goals=True).goals)
+    wide = [Part("unseen", score(cases, Fixed(1.3, 2.0)), score(cases, Fixed(1.0, 1.1)))]
+    missed = [g.what for g in make_report("t", wide, [], with_goals=True).goals if not g.is_reached]
+    assert missed == ["median error", "high/low", "score"]
+    assert not make_report("t", wide, []).goals
 
 
 def test_figures_are_printed_with_no_digit_too_many():

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import re
+import statistics
 from collections import Counter
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from tests.plan.test_points import DOCS
 from tiefsee.errors import ConfigError
 from tiefsee.plan.campaigns import Sizes, configurations
-from tiefsee.plan.measured import parse_measured, read_measured, shipped_rows, shipped_runs
+from tiefsee.plan.measured import LENGTH_SHARE, parse_measured, read_measured, shipped_rows, shipped_runs
 from tiefsee.plan.resolve import _candidates, _drafted, _load_of, _settled
 
 EXPORT = {
@@ -98,6 +99,24 @@ def test_layout_and_drafts_from_the_configuration():
     assert (slow.decode, slow.num_decode, slow.drafts) == (Sizes(8, 1, 8, 1), 5, 0)
     assert (fast.decode, fast.num_decode, fast.drafts) == (Sizes(8, 1, 8, 1), 5, 3)
     assert slow.assumed == ("drafts",)  # told by the time
+
+
+def test_requests_wait_for_a_slot_as_the_configurations_say():
+    """With c requests for S slots each waits (c / S - 1) answers, whatever the chip: told without any fit."""
+    shares = []
+    for run in {run.measurement: run for run in shipped_runs() if "layout" not in run.assumed}.values():
+        if run.slots and run.concurrency >= 1.2 * run.slots:
+            answer_s = run.osl * LENGTH_SHARE * run.tpot_s
+            shares.append(run.ttft_s / answer_s / (run.concurrency / run.slots - 1))
+    assert len(shares) >= 70
+    assert 1.0 < statistics.median(shares) < 1.2
+    assert sum(0.9 < share < 1.5 for share in shares) > 0.7 * len(shares)
+
+
+def test_slots_come_from_the_configuration_or_the_row():
+    assert only().slots == 5 * 64
+    own = {"silicon_data_source": "ours; silicon_concurrency=60", "decode_num_workers": "1"}
+    assert (only(**own).slots, only(**own, decode_slots="48").slots) == (None, 48)
 
 
 def test_a_load_that_nobody_published_is_marked():

@@ -152,6 +152,8 @@ def test_the_documentation_is_the_format():
         ("context = 4096", "context = 4096\ncached = 1.5", "a share below 1"),
         ("context = 4096", 'context = 4096\nprefill = { chip = "h20" }', "num_chips is missing"),
         ("context = 4096", "context = 4096\nprefill = 3", "needed is a table"),
+        ("layout = ", 'prefill = { chip = "h20", num_chips = 8, layout = { tp = 8 } }\ndecode = { chip = "h20", '
+         "num_chips = 8, layout = { tp = 8 }, slots = -1 }\nlayout = ", "decode: slots are -1"),
         ("[[point]]", "[point]", "needed are [[point]] tables"),
         ('id = "p"', "", "a point has no id"),
         ('id = "p"', 'id = "p', "is no TOML"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import time
@@ -72,6 +73,26 @@ def test_every_clock_k_times_slower_makes_every_time_k_times_longer(model, k):
         assert other.tpot_s == pytest.approx(k * one.tpot_s)
         one, other = (serve_disaggregated(w, 2, w, 3, load, x, x) for w, x in ((a, e), (b, slow_e)))
         assert other.requests_per_s == pytest.approx(one.requests_per_s / k, rel=1e-6)
+
+
+def test_requests_wait_for_a_slot():
+    """Beyond the slots the decode batch and TPOT stay, and each request more waits its share of an answer; slots that
+    are not reached change nothing."""
+    e, worker = Efficiency(), Worker(preset("v3"), find_chip("h200"), formats_of("fp8"), 8, 1, 8, 1)
+    load = Load(96, 1000, 1000)
+
+    def served(slots: float):
+        return serve_disaggregated(worker, 2, worker, 4, load, e, e, slots=slots)
+
+    assert served(96) == served(math.inf)
+    full = served(48)
+    assert full.batch == pytest.approx(12, rel=0.01)
+    assert full.ttft_s - served(math.inf).ttft_s > 0.8 * 1000 * full.tpot_s
+    assert full.ttft_s == pytest.approx((96 / 48 - 1) * 1000 * full.tpot_s, rel=0.1)
+    assert full.requests_per_s * (full.ttft_s + 1000 * full.tpot_s) == pytest.approx(96, rel=1e-6)
+    two = {"chip": "h200", "num_chips": 8, "layout": {"tp": 8}}
+    with pytest.raises(ConfigError, match="slots are 0; needed"):
+        predict(**{**SERVICE, "disagg": {"prefill": two, "decode": {**two, "slots": 0}}})
 
 
 def test_ranges_surround_values_in_every_unit():

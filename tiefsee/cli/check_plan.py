@@ -44,7 +44,7 @@ def _print(report: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from tiefsee.plan.accuracy_report import SHORT, describe, table
+    from tiefsee.plan.accuracy_report import SHORT, describe, describe_goals, table
 
     console = Console()
     for title, lines in (
@@ -58,6 +58,6 @@ def _print(report: Any) -> None:
             for group, chips, who, *cells in table(lines):
                 shown.add_row(f"{group}, {chips}" if group else f"  {who}", *cells)
             console.print(shown)
-    console.print("worst:")
-    for line in (*(f"  {describe(s)}" for s in report.worst), *report.notes):
+    goals = describe_goals(report.goals).splitlines() if report.goals else []
+    for line in (*goals, "the worst of each group:", *(f"* {describe(s)}" for s in report.worst), *report.notes):
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -9,8 +9,9 @@ from typing import Any
 
 from tiefsee.plan.accuracy import Scored, Summary, both_answered, by, summarise, worst
 from tiefsee.plan.cases import GROUPS
+from tiefsee.plan.goals import Goal, goals_of
 
-NUM_WORST = 12
+NUM_WORST = 3  # of each group
 UNSAID = """Whether these made drafts is not recorded. Where the time itself tells (a run far faster than its like
 drafted), that is taken; else the nearer of two answers, with three drafts and with none. Either way the figures below
 are accuracy given the drafts, so these runs are in no other table."""
@@ -31,7 +32,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Report:
-    """`lines` by group, `families` by family; runs that may have drafted are apart in `open`."""
+    """`lines` by group, `families` by family; runs that may have drafted are apart in `open`. `goals` are of
+    cross-validation alone."""
 
     title: str
     lines: tuple[Line, ...]
@@ -40,10 +42,11 @@ class Report:
     scored: tuple[Scored, ...]
     inexpressible: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = field(default=())
+    goals: tuple[Goal, ...] = ()
 
     @property
     def worst(self) -> list[Scored]:
-        return worst(self.scored, NUM_WORST)
+        return [s for group in GROUPS for s in worst((s for s in self.scored if s.case.group == group), NUM_WORST)]
 
     @property
     def refused(self) -> list[Scored]:
@@ -60,10 +63,11 @@ class Part:
 
 
 def make_report(
-    title: str, parts: Iterable[Part], *, inexpressible: Iterable[tuple[str, str]] = (), notes: Iterable[str] = ()
-) -> Report:
-    """Tables of all parts; the first part's rows are those that are listed one by one."""
-    parts = list(parts)
+    title: str, parts: Iterable[Part], rows: Iterable[Scored], *, inexpressible: Iterable[tuple[str, str]] = (),
+    notes: Iterable[str] = (), with_goals: bool = False,
+) -> Report:  # fmt: skip
+    """Tables of all parts; `rows` are listed one by one."""
+    rows = tuple(rows)
     lines, families, unsaid = [], [], []
     for part in parts:
         known = [s for s in part.scored if not s.case.is_open]
@@ -73,11 +77,11 @@ def make_report(
             families += _lines(family, part, scored)
         for group in GROUPS:
             unsaid += _lines(group, part, [s for s in part.scored if s.case.is_open and s.case.group == group])
-    rows = tuple(s for part in parts[:1] for s in part.scored)
     bounds = summarise([s for s in rows if s.case.lower_bound])
     if bounds.num_bounds:
         notes = (*notes, f"lower bounds, in no error: {bounds.num_bounds_held} of {bounds.num_bounds} are allowed for")
-    return Report(title, tuple(lines), tuple(families), tuple(unsaid), rows, tuple(inexpressible), tuple(notes))
+    goals = goals_of(lines) if with_goals else ()
+    return Report(title, tuple(lines), tuple(families), tuple(unsaid), rows, tuple(inexpressible), tuple(notes), goals)
 
 
 def _lines(name: str, part: Part, scored: Sequence[Scored]) -> list[Line]:
@@ -102,7 +106,13 @@ def as_json(report: Report) -> dict[str, Any]:
         "refused": [{"id": s.case.id, "unit": s.case.unit, "why": s.refusal} for s in report.refused],
         "inexpressible": [{"id": name, "why": why} for name, why in report.inexpressible],
         "notes": list(report.notes),
+        "goals": [_goal(goal) for goal in report.goals],
     }
+
+
+def _goal(goal: Goal) -> dict[str, Any]:
+    numbers = {"found": _number(goal.found), "aim": _number(goal.aim)}
+    return asdict(goal) | numbers | {"reached": goal.is_reached}
 
 
 def _line(line: Line) -> dict[str, Any]:
@@ -181,14 +191,28 @@ def describe(s: Scored) -> str:
     return f"{s.case.id}: {unit} measured {s.case.value:.3g}, predicted {found}{more}"
 
 
+def describe_goals(goals: Sequence[Goal]) -> str:
+    """How many are reached, and all that are not."""
+    missed = [goal for goal in goals if not goal.is_reached]
+    said = f"{len(goals) - len(missed)} of {len(goals)} goals are reached" + (". Missed are:" if missed else ".")
+    lines = [f"* {g.group}, {g.chips} chips: {g.what} {_figure(g, g.found)}, aim {_figure(g, g.aim)}" for g in missed]
+    return "\n".join([said, "", *lines] if lines else [said])
+
+
+def _figure(goal: Goal, value: float) -> str:
+    return _plain(value) if goal.what in ("high/low", "score") else percent(value)
+
+
 def as_markdown(report: Report, intro: str, widest: Callable[[str], str] = str.strip) -> str:
     """The page docs/accuracy.md."""
     blocks = [f"# {report.title}", widest(intro)]
     blocks += [_markdown_table(report.lines)]
+    if report.goals:
+        blocks += ["## What is aimed for", describe_goals(report.goals)]
     if report.open:
         blocks += ["## Runs that may have drafted", UNSAID, _markdown_table(report.open)]
     blocks += ["## By family", _markdown_table(report.families)]
-    blocks += ["## The worst", "\n".join(f"* {describe(s)}" for s in report.worst)]
+    blocks += ["## The worst of each group", "\n".join(f"* {describe(s)}" for s in report.worst)]
     if report.refused:
         blocks += ["## Refused", "\n".join(f"* {s.case.id}: {s.refusal}" for s in report.refused)]
     if report.inexpressible:

@@ -5,8 +5,9 @@ The benchmark's own configuration files do (github.com/SemiAnalysisAI/InferenceX
 and the recipes that it names; all versions from 2025-11-03 to 2026-05-05, Apache-2.0). They are kept as facts in
 data/inferencex.csv.gz: a worker is `number tp dp ep moe_tp`, `first` and `last` are the days on which the
 configuration stood there, `concurrency` is a list or a range. Under TensorRT-LLM a listed concurrency is at times that
-of one decode worker. `slots` are the requests that all decode workers hold at most, where that was published: others
-wait for one of them to end, which is most of many a TTFT.
+of one decode worker. `slots` are the requests that all decode workers hold at most, where that was published (for
+SGLang in the recipes of github.com/NVIDIA/srt-slurm, Apache-2.0): others wait for one of them to end, which is most of
+many a TTFT.
 """
 
 from __future__ import annotations

@@ -68,7 +68,8 @@ def check_files(points: Sequence[Path], measured: Sequence[Path]) -> Report:
         some = [s for s in scored if belongs(s.case)]
         if 0 < len(some) < len(scored):
             parts.append(Part(name, some, naive))
-    return make_report("Predicted and measured", parts, inexpressible=_reasons(read), notes=_notes(read, cases))
+    notes = _notes(read, cases)
+    return make_report("Predicted and measured", parts, scored, inexpressible=_reasons(read), notes=notes)
 
 
 def _notes(points: Sequence[Point], cases: Sequence[Case]) -> list[str]:
@@ -88,8 +89,10 @@ def check_package(progress: Callable[[str], None] = lambda _: None, fit: Fit | N
     chosen = fit or refit
     families, chips = by_family(cases, chosen, progress), by_chip(cases, chosen, progress)
     seen = [fold for fold in families if fold.chip_seen]
-    parts = [_part("all", families), _part("seen", seen), _part("unseen", chips)]
-    return make_report("Accuracy of the planner", parts, inexpressible=_reasons(shipped_points()))
+    return make_report(
+        "Accuracy of the planner", [_part("seen", seen), _part("unseen", chips)],
+        [s for fold in families for s in fold.scored], inexpressible=_reasons(shipped_points()), with_goals=True,
+    )  # fmt: skip
 
 
 def _part(name: str, folds: Iterable[Fold]) -> Part:

@@ -13,7 +13,8 @@ The table is InferenceX's, in three exports of the same runs, and has habits tha
   where the same one was published with drafts and without, a run that is much faster than its like drafted.
 * Lengths vary by run: prompts and answers are 80 to 100 % of what is named; 90 % is taken.
 
-Rows of other origin say what they mean, and may say in `num_drafts` how many drafts each step made.
+Rows of other origin say what they mean, and may say in `num_drafts` how many drafts each step made, in `decode_slots`
+how many requests the decode workers hold.
 What could not be found out is named in `Run.assumed`.
 """
 
@@ -171,7 +172,8 @@ def _run(row: Mapping[str, str]) -> Run:
         version=row.get("backend_version") or "", date=date[1] if date else "", precision=row["precision"],
         source=source, concurrency=concurrency, isl=isl, osl=osl, decode=decode,
         num_decode=num_decode or 1, prefill=prefill, num_prefill=num_prefill or 1, ttft_s=ttft_s, tpot_s=tpot_s,
-        drafts=None if source == "export" else _int(row, "num_drafts"), assumed=tuple(assumed),
+        drafts=None if source == "export" else _int(row, "num_drafts"), slots=_int(row, "decode_slots") or None,
+        assumed=tuple(assumed),
     )  # fmt: skip
 
 

@@ -75,7 +75,8 @@ def preset_of(model: str) -> str:
 
 @dataclass(frozen=True)
 class Role:
-    """The prefill or the decode side of a disaggregated deployment. `num_chips` is of all its `num_workers`."""
+    """The prefill or the decode side of a disaggregated deployment. `num_chips` is of all its `num_workers`, `slots`
+    are the requests that all workers of a decode side hold at most."""
 
     chip: str
     num_chips: int
@@ -83,6 +84,7 @@ class Role:
     precision: str = ""
     batch: float | None = None
     num_workers: int = 1
+    slots: float | None = None
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,8 @@ class Point:
 
 
 def _role(role: Role) -> dict[str, Any]:
-    return {
+    found = {
         "chip": role.chip, "num_chips": role.num_chips, "layout": dict(role.layout), "precision": role.precision,
         "batch": role.batch, "num_workers": role.num_workers,
     }  # fmt: skip
+    return found if role.slots is None else found | {"slots": role.slots}

@@ -164,6 +164,10 @@ def _check_run(point: Point, where: str) -> None:
     if point.prefill is not None and point.decode is not None:
         for key, role in (("prefill", point.prefill), ("decode", point.decode)):
             _check_layout(role.layout, role.num_chips, role.num_workers, role.chip, f"{where}, {key}")
+            if role.slots is not None and not role.slots > 0:
+                raise ConfigError(
+                    f"{where}, {key}: slots are {role.slots}; needed are the requests that it holds at most"
+                )
         needed = ()
     load = {"prefill": ("isl",), "e2e": ("isl", "osl"), "train": ("sequence", "global_batch_tokens")}
     needed += load.get(point.kind or "", ())

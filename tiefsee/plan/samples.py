@@ -110,7 +110,8 @@ def sample_of_point(point: Point, years: Callable[[str], float]) -> Sample:
     prefill, num_prefill = worker(point.prefill) if point.prefill is not None else (None, 0)
     if point.kind == "decode" and prefill is None:
         prefill, num_prefill = decode, 1  # somewhere else
-    deployment = Deployment(decode, num_decode, point.precision, prefill, num_prefill)
+    slots = point.decode.slots if point.decode is not None else None
+    deployment = Deployment(decode, num_decode, point.precision, prefill, num_prefill, slots or math.inf)
     context = point.seen_context if point.kind == "decode" else point.isl
     requests = point.batch or point.concurrency or float(decode.dp * num_decode)
     if context is None or (point.kind == "e2e" and not point.osl):

@@ -46,19 +46,21 @@ class Side:
 
     @cached_property
     def prefillers(self) -> tuple[tuple[Worker, float, float], ...]:
-        """(worker, prompts per second, seconds of one prompt): of each size the fullest and the fastest."""
-        best: dict[tuple[int, str], tuple[Worker, float, float]] = {}
+        """(worker, prompts per second, seconds of one prompt): of each size those that none beats in both."""
+        found: list[tuple[Worker, float, float]] = []
         load, e = self.workload.load(1.0), self.pool.efficiency
         for worker in self.workers:
             if self.memory(worker, decode=False).max_requests(load.isl, 1) < worker.dp:
                 continue
             rate = worker.dp / prefill_each_s(worker, load.isl, load.cached, e)
-            alone = prefill_s(worker, load.isl, load.cached, e)
-            for kind, value in (("rate", rate), ("alone", -alone)):
-                key = (worker.num_chips, kind)
-                if key not in best or value > (best[key][1] if kind == "rate" else -best[key][2]):
-                    best[key] = (worker, rate, alone)
-        return tuple({id(found[0]): found for found in best.values()}.values())
+            found.append((worker, rate, prefill_s(worker, load.isl, load.cached, e)))
+        found.sort(key=lambda one: (-one[1], one[2]))
+        kept: dict[int, list[tuple[Worker, float, float]]] = {}
+        for one in found:
+            same = kept.setdefault(one[0].num_chips, [])
+            if all(one[2] < other[2] for other in same):
+                same.append(one)
+        return tuple(one for same in kept.values() for one in same)
 
     def decoders(self, tpot_s: float) -> list[tuple[Worker, float]]:
         """(worker, requests per second within the TPOT): the best of each size."""
