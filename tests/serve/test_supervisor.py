@@ -15,7 +15,7 @@ from tiefsee.serve.client import EngineClient
 from tiefsee.serve.supervisor import Supervision
 from tiefsee.serve.wire import EngineOptions
 
-QUICK = Supervision(hang_timeout_s=0.8, first_backoff_s=0.05, max_backoff_s=0.2, restart_wait_s=20, max_deaths=3)
+QUICK = Supervision(hang_timeout_s=2.0, first_backoff_s=0.05, max_backoff_s=0.2, restart_wait_s=20, max_deaths=3)
 
 
 def options(core="build", **config):
@@ -47,7 +47,7 @@ def run(work, supervision=QUICK, **config):
 @pytest.mark.parametrize(
     ("mood", "words"),
     [
-        (cores.DIE, "exited with status 7"), (cores.HANG, "was silent for 0.8 s"),
+        (cores.DIE, "exited with status 7"), (cores.HANG, "was silent for 2 s"),
         (cores.RAISE, "RuntimeError: a step went wrong"), (cores.GARBAGE, "none of our messages"),
     ],
 )  # fmt: skip

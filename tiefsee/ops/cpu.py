@@ -36,11 +36,11 @@ NATIVE_ROWS_PER_EXPERT = {1: 6, 2: 96}
 
 NOT_BUILT = (
     "the CPU kernels are not there (no C++ compiler was found when tiefsee was installed); "
-    "torch computes everything, about a fifth slower; install a compiler and then tiefsee again"
+    "torch computes everything, more slowly; install a compiler and then tiefsee again"
 )
 
 NOT_FOR_THIS_PROCESSOR = (
-    "this processor has no AVX512-BF16, which the CPU kernels need; torch computes everything, about a fifth slower"
+    "this processor has no AVX512-BF16, which the CPU kernels need; torch computes everything, more slowly"
 )
 
 

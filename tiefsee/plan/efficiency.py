@@ -67,6 +67,9 @@ class Efficiency:
     gather_steps: float = 10.0
     burst: float = 0.08
 
+    def steps_until_sent(self, dp: int, *, aggregated: bool) -> float:
+        return self.first_steps + (self.gather_steps if aggregated and dp > 1 else 0.0)
+
     def changed(self, factors: Mapping[str, float]) -> Efficiency:
         """Each named field times its factor."""
         return replace(self, **{name: getattr(self, name) * factor for name, factor in factors.items()})

@@ -43,8 +43,8 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Run:
-    """One row; `decode` serves both roles where `prefill` is None. `drafts` of each step, and `slots`, the requests that
-    all decode workers hold at most; None where nobody knows."""
+    """One row; `decode` serves both roles where `prefill` is None. `drafts` of each step, and `slots`, the requests
+    that all decode workers hold at most; None where nobody knows."""
 
     id: str
     model: str

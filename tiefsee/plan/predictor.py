@@ -39,8 +39,8 @@ def predict(
     cache_hit       share of a prompt's tokens that is found in a cache
     imbalance       fullest expert rank over the mean; "balanced" is 1, None what random choices make of it
     stack, date     whose software, of when (docs/plan.md lists them); None: the middle, of 2026-02
-    disagg          {"prefill": {...}, "decode": {...}}: chip, num_chips, layout, precision, batch, num_workers of each; `slots` of
-                    decode: the requests that all its workers hold at most
+    disagg          {"prefill": {...}, "decode": {...}}: chip, num_chips, layout, precision, batch, num_workers of each;
+                    `slots` of decode: the requests that all its workers hold at most
     overlap         two-batch overlap; None: if the stack is one that does
 
     Training takes `isl` as the sequence length and `batch` as sequences of a global batch. Units: tpot_s, ttft_s,

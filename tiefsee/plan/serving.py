@@ -198,8 +198,7 @@ def serve_aggregated(worker: Worker, replicas: int, load: Load, e: Efficiency) -
     tpot = step / (1 + load.accepted) + per_group / load.osl * alone * e.interleave
     served_s = each + e.front_s
     wait = closed_loop_wait_s(per_group, served_s, load.osl * tpot) + e.burst * per_group * served_s
-    until_sent = e.first_steps + (e.gather_steps if worker.dp > 1 else 0.0)
-    ttft = e.request_s + alone + until_sent * step + wait
+    ttft = e.request_s + alone + e.steps_until_sent(worker.dp, aggregated=True) * step + wait
     return Served(tpot, ttft, load.concurrency / (ttft + load.osl * tpot), batch, alone, step)
 
 
@@ -222,7 +221,12 @@ def serve_disaggregated(
         # Who waits for prefill or a slot, whichever is narrower, is not in the decode batch.
         before_s = prefilled_s + closed_loop_wait_s(per_server, served_s, answer_s)
         for_slot_s = (load.concurrency / slots - 1) * answer_s
-        ttft = prefill_e.request_s + max(before_s, for_slot_s) + transfer_s + decode_e.first_steps * step
+        ttft = (
+            prefill_e.request_s
+            + max(before_s, for_slot_s)
+            + transfer_s
+            + decode_e.steps_until_sent(decode.dp, aggregated=False) * step
+        )
         rate = load.concurrency / (ttft + answer_s)
         new = max(1.0, min(rate * answer_s, slots) / num_decode)
         if abs(new - batch) < 0.005 * batch:

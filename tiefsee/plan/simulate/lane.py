@@ -164,6 +164,13 @@ class Lane:
         self.free_s = begin_s + e.front_s
         return begin_s + e.request_s
 
+    def until_sent_s(self, context: float) -> float:
+        """What a request of that many tokens waits for its first token to be sent, in steps of those that run now."""
+        running = self.scheduler.running
+        known = float(sum(r.num_committed_tokens for r in running)) or context
+        steps = self.step_time.efficiency.steps_until_sent(self.step_time.worker.dp, aggregated=not self.receives)
+        return steps * self.step_time.decode_s(max(1, len(running)), known) / self.speed
+
     def _parts(self, batch: Batch, count: int) -> Parts:
         num_decodes = prefill_tokens = num_prefills = 0
         decode_context = prefill_context = 0.0

@@ -100,7 +100,8 @@ class _Clock:
         request = Request(name, list(prompt_of(ask, self.num_asked)), ask.isl, 1 if prefills_only else ask.osl)
         self.jobs[name] = _Job(ask)
         lane = self._least_loaded(self.front)
-        self._send(request, lane, lane.front(ask.arrival_s), ask)
+        until_sent_s = 0.0 if prefills_only else lane.until_sent_s(ask.isl)
+        self._send(request, lane, lane.front(ask.arrival_s) + until_sent_s, ask)
 
     def _send(self, request: Request, lane: Lane, when_s: float, ask: Ask) -> None:
         heapq.heappush(self.on_way, (max(when_s, ask.arrival_s), self.num_sent, request, lane))
@@ -122,10 +123,10 @@ class _Clock:
         job.num_preemptions += request.num_preemptions
         if self.front is not self.back and lane in self.front:
             # The first token is seen when its cache has arrived, as engines hand it out there.
-            job.first_s = now_s + self.placement.transfer_s
-            tokens = [*request.tokens]
+            tokens, receiver = [*request.tokens], self._least_loaded(self.back)
+            job.first_s = now_s + self.placement.transfer_s + receiver.until_sent_s(job.ask.isl)
             moved = Request(request.request_id, tokens, len(tokens), job.ask.osl - 1)
-            self._send(moved, self._least_loaded(self.back), job.first_s, job.ask)
+            self._send(moved, receiver, job.first_s, job.ask)
             return
         ask = job.ask
         self.lives.append(
