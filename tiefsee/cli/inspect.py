@@ -34,9 +34,7 @@ def open_spec(model: str) -> tuple[str, ModelSpec]:
         return model, model_spec(find_model(model, config_only=True).config)
     except ModelNotFound as error:
         if "/" not in model:
-            raise ModelNotFound(
-                f"{error}; presets are {', '.join(preset_names())}"
-            ) from None
+            raise ModelNotFound(f"{error}; presets are {', '.join(preset_names())}") from None
         if not model.lower().startswith("deepseek-ai/"):
             raise
         try:

@@ -21,6 +21,4 @@ def find_spec(model: str) -> ModelSpec:
         except ModelNotFound as error:
             if "/" in model:
                 raise
-            raise ModelNotFound(
-                f"{error}; presets are {', '.join(preset_names())}"
-            ) from None
+            raise ModelNotFound(f"{error}; presets are {', '.join(preset_names())}") from None
