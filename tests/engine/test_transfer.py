@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import struct
+import threading
 from dataclasses import replace
 
 import pytest
@@ -16,7 +17,7 @@ from tests.tiny import FAMILIES, prompt, tiny_llm, tiny_network, tiny_spec
 from tiefsee import LLM, Engine, Sampling
 from tiefsee.engine.moved import FORM, Moved
 from tiefsee.engine.stored import StoredRows
-from tiefsee.errors import LayoutError, MoveDamaged, MoveError, MoveMismatch, NoRoom
+from tiefsee.errors import DeviceError, LayoutError, MoveDamaged, MoveError, MoveMismatch, NoRoom
 from tiefsee.layouts import LAYOUTS
 from tiefsee.model import Network
 from tiefsee.ops import Operators, operators_for
@@ -490,3 +491,31 @@ def test_two_async_engines(networks):
             return tokens
 
     assert tuple(asyncio.run(asyncio.wait_for(scenario(), 120))) == needed
+
+
+def test_who_waits_for_a_move_hears_that_the_engine_failed(networks):
+    core = engine(networks[0])
+
+    async def scenario():
+        async with Engine(core) as here:
+            stream = here.generate(prompt(300), GREEDY, name="a")
+            await anext(stream)
+
+            stuck, queued = threading.Event(), threading.Event()
+
+            def broken(batch):
+                stuck.set()
+                queued.wait(30)
+                raise RuntimeError("the device is gone")
+
+            core.runner.run = broken
+            await asyncio.to_thread(stuck.wait, 30)
+            export = asyncio.create_task(here.export("a"))
+            await asyncio.sleep(0.05)  # it stands in the queue of the thread that steps
+            queued.set()
+            with pytest.raises(DeviceError, match="the device is gone"):
+                await export
+            with pytest.raises(DeviceError, match="start it again"):
+                await here.release("a")
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))

@@ -124,6 +124,18 @@ class OtherExpertOrder(Operators):
         return super().run_experts(hidden, experts.gather(1, order), weights.gather(1, order), w1, w2, w3, limit)
 
 
+class InOnePiece(Operators):
+    """Routing and picking as fused operators have them: nothing of their inside is to be seen, sums in float64."""
+
+    def route(self, hidden, weight, bias, router, tokens, experts_of_token):
+        table = DoubleSums()
+        table.router_scores = lambda h, w, f: reference.router_scores(h.flip(-1), w.flip(-1), f)
+        return table.route(hidden, weight, bias, router, tokens, experts_of_token)
+
+    def pick_keys(self, *arguments):
+        return DoubleSums().pick_keys(*arguments)
+
+
 class SplitKeys(Operators):
     """Attention over slices of the keys, joined by their sums of exponentials (flash decoding)."""
 
@@ -188,6 +200,8 @@ CHANGES: dict[str, Change] = {
     "latents always absorbed": Change(OtherForm),
     "latents always expanded": Change(Expanded),
     "experts in another order": Change(OtherExpertOrder),
+    "routing and picking in one piece": Change(InOnePiece),
+    "routing and picking in one piece, BF16": Change(InOnePiece, dtype="bfloat16"),
     "one prompt at a time": Change(options={"max_running": 1}),
     "chunks of 32 tokens": Change(options={"max_step_tokens": 32}),
     "512 and 64 apart, pages of 128": Change(options={"cache_layout": "apart"}),

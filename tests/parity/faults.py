@@ -213,6 +213,17 @@ def _(ops, run, hidden, experts, weights, w1, w2, w3, limit):
     return run(hidden, experts, torch.cat((weights[:, :-1], torch.zeros_like(weights[:, -1:])), 1), w1, w2, w3, limit)
 
 
+@fault("routing in one piece, without the bias", "route", "v3", "v3.2", "v4")
+def _(ops, route, hidden, weight, bias, router, tokens, experts_of_token):
+    return Operators().route(hidden, weight, None, router, tokens, experts_of_token)
+
+
+@fault("routing in one piece, weights of other experts", "route", *ALL)
+def _(ops, route, *arguments):
+    experts, weights = Operators().route(*arguments)
+    return experts, weights.roll(1, 1)
+
+
 # ------------------------------------------------------------------------------------- attention
 
 
@@ -360,6 +371,11 @@ def _(ops, select, scores, visible, k):
     last = scores.shape[1] - 1
     hidden = scores.masked_fill(torch.arange(last + 1) >= visible.unsqueeze(1), -torch.inf)
     return last - reference.top_k_stable(hidden.flip(1), k)
+
+
+@fault("keys picked in one piece, one too early", "pick_keys", "v3.2")
+def _(ops, pick, *arguments):
+    return [None if p is None else (p - 1).clamp(min=0) for p in Operators().pick_keys(*arguments)]
 
 
 @fault("position bias of the compressor left out", "compress", "v4")

@@ -64,8 +64,9 @@ def test_there_are_enough_of_both():
 def test_every_operator_of_the_family_is_called(family):
     called = {c.operator for c in recording(Model(family)).calls}
     of_v4 = ("grouped", "compress", "window", "hyper")
-    of_v32 = ("layer", "halves", "index", "entries")
-    missing = {"v2": of_v4 + of_v32, "v3": of_v4 + of_v32, "v3.2": of_v4, "v4": ("latent", "layer", "halves")}[family]
+    of_v32 = ("layer", "halves", "index", "entries", "keys")
+    not_v4 = ("latent", "layer", "halves", "keys")
+    missing = {"v2": of_v4 + of_v32, "v3": of_v4 + of_v32, "v3.2": of_v4, "v4": not_v4}[family]
     assert called == {o for o in OPERATORS if not any(word in o for word in missing)}
 
 
@@ -111,6 +112,10 @@ def test_an_operator_that_refuses_is_a_finding():
     (blamed,) = report.blamed
     assert (blamed.operator, blamed.failure) == ("rms_norm", "NotImplementedError: 20 channels")
     assert "20 channels" in report.verdict()
+    whole = compare(recording(Model("v3")), core, operators=lambda name: name == "linear")
+    assert not whole.blamed
+    assert whole.verdict() == "the prompts cannot be run: NotImplementedError: 20 channels"
+    assert not whole.passed
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -121,6 +126,17 @@ def test_the_device_under_test(family, dtype, device):
     network = on(reference_network(Model(family), dtype, None), ops).to(device)
     report = compare(recording(Model(family), dtype), engine(network))
     assert report.passed, report.verdict()
+
+
+def test_experts_by_hash_are_never_a_near_tie():
+    class Wrong(Operators):
+        def route(self, hidden, weight, bias, router, tokens, experts_of_token):
+            experts, weights = super().route(hidden, weight, bias, router, tokens, experts_of_token)
+            return (experts, weights) if experts_of_token is None else ((experts + 1) % len(weight), weights)
+
+    core = engine(on(reference_network(Model("v4"), "float32", None), Wrong()))
+    (blamed,) = compare(recording(Model("v4")), core, end_to_end=False).blamed
+    assert (blamed.operator, blamed.site) == ("route", "layers.0.ffn.gate")
 
 
 def test_the_device_itself_passes_exactly():

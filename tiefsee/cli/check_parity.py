@@ -8,6 +8,7 @@ tiefsee check parity --model M --device cuda --against cpu.safetensors      on a
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 from pathlib import Path
@@ -37,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--long", type=int, metavar="TOKENS", help="of the built-in long prompt (default: 600, or more "
                         "where an indexer chooses later)")  # fmt: skip
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16, float16; A,B for each side its own")
-    parser.add_argument("--format", default="keep", help="keep, bf16, fp16, fp32 or int8 weights; A,B for each its own")
+    parser.add_argument("--format", default="auto", help="as of run; A,B for each side its own")
     parser.add_argument("--cache-layout", help="of the device that is judged (default: its own)")
     parser.add_argument("--max-context", type=int, default=4096)
     parser.add_argument("--record-limit", default="512MB", help="most bytes of operators' inputs and outputs")
@@ -89,7 +90,10 @@ def _recording(options: argparse.Namespace) -> Recording:
         return Recording.load(Path(options.against))
     core = _open(options, options.device[0], last=False)
     prompts = from_file(Path(options.prompts), core) if options.prompts else built_in(core, options.long)
-    return record(core, prompts, model=str(options.model), limit_bytes=parse_bytes(options.record_limit))
+    recording = record(core, prompts, model=str(options.model), limit_bytes=parse_bytes(options.record_limit))
+    del core
+    gc.collect()  # the other side needs the room
+    return recording
 
 
 def _open(options: argparse.Namespace, device: str, *, last: bool):  # type: ignore[no-untyped-def]

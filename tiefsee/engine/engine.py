@@ -54,6 +54,7 @@ class Engine:
         self.core = core
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._calls: dict[int, _Call] = {}
+        self._asked: dict[int, Callable[[Exception], object]] = {}
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="tiefsee-engine", daemon=True)
         self._thread.start()
@@ -145,8 +146,13 @@ class Engine:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(settle, value, found)
 
-        self._commands.put(command)
-        return await result
+        self._asked[id(result)] = lambda error: loop.is_closed() or loop.call_soon_threadsafe(settle, None, error)
+        try:
+            self._commands.put(command)
+            self._refuse_if_failed()  # it may have failed since, and nobody takes commands any more
+            return await result
+        finally:
+            self._asked.pop(id(result), None)
 
     def _refuse_if_failed(self) -> None:
         if self._failure is not None:
@@ -203,3 +209,5 @@ class Engine:
         self._failure = error
         for call in self._calls.values():
             call.tell(DeviceError(f"the engine failed during a step: {error!r}; the request is lost"))
+        for settle in list(self._asked.values()):
+            settle(DeviceError(f"the engine failed during a step: {error!r}; nothing was moved"))

@@ -28,7 +28,7 @@ class LLM:
     `model` is a folder, a hub id or the name of a bundled model. `dtype` is what activations and plain
     weights are ("auto": the checkpoint's); `format` converts weights at load ("auto" leaves FP8 and FP4 packed
     where the device can hold them, "keep" insists on it). Other options are those of `EngineConfig`. Raises
-    ModelNotFound, ConfigError, CheckpointError, OutOfMemory.
+    ModelNotFound, ConfigError, CheckpointError, DeviceError, OutOfMemory.
     """
 
     def __init__(

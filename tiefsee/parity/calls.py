@@ -21,19 +21,23 @@ from tiefsee.ops.weight import Weight
 
 # What is no operator of the network: memory, and the inside of `run_experts`.
 _OTHERS = {"allocate", "free_bytes", "each_expert", "write_rows", "remarks", "resolve_format"}
-# Made of other operators; a backend may fuse them, and then the others are not called.
-_OTHERS |= {"route", "pick_keys"}
+<<<<<<< HEAD
+=======
+# Made of other operators; where a backend fuses them the others are not called.
+COMPOSITES = ("route", "pick_keys")
+>>>>>>> ascend
 OPERATORS = tuple(
     name for name, value in vars(Operators).items()
-    if name[0] != "_" and name not in _OTHERS and (callable(value) or isinstance(value, staticmethod))
+    if name[0] != "_" and name not in {*_OTHERS, *COMPOSITES} and (callable(value) or isinstance(value, staticmethod))
 )  # fmt: skip
 # Operators that treat each row (the first dim of their first argument) by itself: a few rows stand for all.
-BY_ROW = frozenset(OPERATORS) - {"latent_attention", "window_attention", "index_scores", "compress"}
+BY_ROW = frozenset(OPERATORS) - {"latent_attention", "window_attention", "index_scores", "compress", "pick_keys"}
 # Arguments in the network's dtype; all other tensors are float32 or whole numbers on every device.
 ACTIVATIONS = {
     "linear": (0,), "grouped_linear": (0,), "rms_norm": (0,), "layer_norm": (0,), "swiglu": (0, 1),
     "rotate_pairs": (0,), "rotate_halves": (0,), "router_scores": (0,), "run_experts": (0,),
-    "latent_attention": (0, 1), "index_scores": (0, 2), "compress": (0,), "window_attention": (0, 1, 7),
+    "route": (0,), "pick_keys": (0,), "latent_attention": (0, 1), "index_scores": (0, 2),
+    "compress": (0,), "window_attention": (0, 1, 7),
     "hyper_mix": (0,), "hyper_join": (0, 1), "hyper_head": (0,),
 }  # fmt: skip
 PICKS = {"select_experts": "experts", "select_entries": "entries"}
@@ -146,7 +150,7 @@ def keep(operator: str, site: str, arguments: tuple[Any, ...], result: Any, para
 
     if any(_is_view(value) for value in arguments):
         arguments = _with_rows(operator, arguments)
-    outputs = result if isinstance(result, tuple) else (result,)
+    outputs = as_outputs(result)
     return Call(operator, site, tuple(_cached(v, kept) for v in arguments), tuple(kept(o) for o in outputs))
 
 
@@ -169,6 +173,11 @@ def probe(call: Call, play: Callable[[Call], tuple[Tensor | None, ...]]) -> Call
     return replace(harder, outputs=play(harder))
 
 
+def as_outputs(result: Any) -> tuple[Tensor | None, ...]:
+    """What an operator gives, one or several."""
+    return tuple(result) if isinstance(result, tuple | list) else (result,)
+
+
 def _is_view(value: Any) -> bool:
     return not isinstance(value, Tensor) and isinstance(value, PagedHistory)
 
@@ -177,9 +186,10 @@ def _with_rows(operator: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """The cache view replaced by the rows that this operator may read."""
     place = next(i for i, value in enumerate(arguments) if _is_view(value))
     view, layer = arguments[place], arguments[place + 1]
-    if operator == "latent_attention":
-        rows = [view.history("latent", layer, i, s.end) for i, s in enumerate(view.segments)]
-        cached = CachedRows("latent", tuple(view.segments), tuple(rows))
+    if operator in ("latent_attention", "pick_keys"):
+        stream = "latent" if operator == "latent_attention" else "index"
+        rows = [view.history(stream, layer, i, s.end) for i, s in enumerate(view.segments)]
+        cached = CachedRows(stream, tuple(view.segments), tuple(rows))
     elif operator == "window_attention":
         lookback = arguments[place + 2] - 1
         rows = [view.recent("window", layer, i, lookback) for i, _ in enumerate(view.segments)]

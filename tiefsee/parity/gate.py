@@ -12,23 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import torch
-
 from tiefsee.engine import EngineCore
-from tiefsee.parity.calls import PICKS, Call
-from tiefsee.parity.measures import first_divergence, logit_errors, overlap, pick_errors, row_errors
+from tiefsee.parity.judge import Tolerances, judge_calls, said
+from tiefsee.parity.measures import first_divergence, logit_errors, overlap
 from tiefsee.parity.recording import Recording, describe, keep_logits, structure
-from tiefsee.parity.replay import Player
-from tiefsee.parity.report import Check, OperatorResult, PromptResult, Report
+from tiefsee.parity.report import Check, PromptResult, Report
 from tiefsee.parity.run import Run, run
-from tiefsee.parity.tolerances import TOLERANCES, NumberFormat, Tolerance, coarsest, row_limit
+from tiefsee.parity.tolerances import TOLERANCES, Tolerance, coarsest
 from tiefsee.parity.watch import Picks, Watch
 from tiefsee.schedule import Batch
 from tiefsee.spec.model import ModelSpec
 
 NUM_NEW = 8
 LIMIT_BYTES = 512e6
-Tolerances = Mapping[NumberFormat, Tolerance]
 
 
 def record(
@@ -55,98 +51,16 @@ def compare(
     recording.check_fits(core)
     device = describe(core)
     number = coarsest([*recording.formats(), *device["formats"], *_unlike_weights(recording, device)])
-    results = _compare_operators([c for c in recording.calls if operators(c.operator)], recording, core, tolerances)
-    prompts = _compare_prompts(recording, core, tolerances[number]) if end_to_end else ()
-    return Report(recording.model, recording.side, device, number, results, prompts, _notes(recording, core))
-
-
-# ---------------------------------------------------------------------------------------- operators
-
-
-def _compare_operators(
-    calls: Sequence[Call], recording: Recording, core: EngineCore, tolerances: Tolerances
-) -> tuple[OperatorResult, ...]:
-    player = Player(core)
-    found: dict[tuple[str, NumberFormat], list[_Judged]] = {}
-    for call in calls:
-        number = call_format(call, recording, player)
-        found.setdefault((call.operator, number), []).append(_judge(call, player, tolerances[number]))
-    return tuple(_joined(name, number, all_of, tolerances[number]) for (name, number), all_of in found.items())
-
-
-class _Judged:
-    """One call: errors of its rows, or its picks, or what it raised."""
-
-    def __init__(self, site: str) -> None:
-        self.site = site
-        self.errors = torch.zeros(0, dtype=torch.float64)
-        self.num_rows = self.num_different = self.num_wrong = 0
-        self.failure: str | None = None
-
-    @property
-    def worst(self) -> float:
-        return float(self.errors.max()) if len(self.errors) else 0.0
-
-    @property
-    def order(self) -> tuple[bool, int, float]:
-        return self.failure is not None, self.num_wrong, self.worst
-
-
-def _judge(call: Call, player: Player, tolerance: Tolerance) -> _Judged:
-    judged = _Judged(call.site)
-    try:
-        outputs = player.play(call)
-    except Exception as error:  # a device's operator may refuse anything in any way: that is a finding, too
-        judged.failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        return judged
-    if [o is None for o in outputs] != [o is None for o in call.outputs]:
-        judged.failure = "gives nothing where the reference does, or the other way round"
-        return judged
-    for found, needed in zip(outputs, call.outputs, strict=True):
-        if found is None or needed is None:
-            continue
-        if call.operator in PICKS:
-            _judge_picks(judged, call, found, needed, tolerance)
-        elif found.shape != needed.shape:
-            judged.failure = f"shape {list(found.shape)}, needed {list(needed.shape)}"
-        elif needed.numel():
-            judged.errors = torch.cat((judged.errors, row_errors(found, needed)))
-            judged.num_rows = len(judged.errors)
-    return judged
-
-
-def _judge_picks(judged: _Judged, call: Call, found: torch.Tensor, needed: torch.Tensor, tolerance: Tolerance) -> None:
-    scores, visible = call.arguments[0].float(), None
-    if call.operator == "select_entries":
-        visible = call.arguments[1]
-    near = 0.0 if call.probe or call.operator == "select_experts" else tolerance.near_tie
-    errors = pick_errors(found.long(), needed.long(), scores, visible, near)
-    judged.num_rows += errors.num_rows
-    judged.num_different += errors.num_different
-    judged.num_wrong += errors.num_wrong
-
-
-def _joined(name: str, number: NumberFormat, judged: Sequence[_Judged], tolerance: Tolerance) -> OperatorResult:
-    worst = max(judged, key=lambda j: j.order)
-    errors = torch.cat([j.errors for j in judged])
-    return OperatorResult(
-        name, number, len(judged), sum(j.num_rows for j in judged), worst.worst,
-        float(errors.median()) if len(errors) else 0.0, row_limit(tolerance, name), worst.site,
-        sum(j.num_different for j in judged), sum(j.num_wrong for j in judged),
-        next((j.failure for j in judged if j.failure), None),
-    )  # fmt: skip
-
-
-def call_format(call: Call, recording: Recording, player: Player) -> NumberFormat:
-    """The coarsest number that either side uses for this call: its dtype, weights that only one side has packed,
-    rows of a cache that is packed."""
-    formats = [recording.side["dtype"], str(player.network.norm.weight.dtype).removeprefix("torch.")]
-    for there, here in player.kinds(call):
-        if there.kind != here.kind:
-            formats += [there.kind, here.kind]
-    if call.operator in ("latent_attention", "window_attention"):
-        formats += [player.core.plan.dtype, *(["fp8"] if player.core.plan.layout.packed else [])]
-    return coarsest(formats)
+    results = judge_calls([c for c in recording.calls if operators(c.operator)], recording, core, tolerances)
+    prompts: tuple[PromptResult, ...] = ()
+    failure = None
+    if end_to_end:
+        try:
+            prompts = _compare_prompts(recording, core, tolerances[number])
+        except Exception as error:  # as of an operator: whatever it is, it belongs into the report
+            failure = said(error)
+    notes = _notes(recording, core)
+    return Report(recording.model, recording.side, device, number, results, prompts, notes, failure)
 
 
 # --------------------------------------------------------------------------------------- end to end

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tiefsee.engine import EngineCore
 from tiefsee.engine.cache import CachePlan, PagedView, StreamCache
-from tiefsee.parity.calls import CachedRows, Call, Parameter, Parameters, cast
+from tiefsee.parity.calls import CachedRows, Call, Parameter, Parameters, as_outputs, cast
 
 
 class Player:
@@ -27,8 +27,7 @@ class Player:
         layer = call.arguments[places[0] + 1] if places else 0
         arguments = [self._here(value, layer) for value in cast(call, self._dtype)]
         result = getattr(self.network.ops, call.operator)(*arguments)
-        outputs = result if isinstance(result, tuple) else (result,)
-        return tuple(None if o is None else o.cpu() for o in outputs)
+        return tuple(None if o is None else o.cpu() for o in as_outputs(result))
 
     def kinds(self, call: Call) -> list[tuple[Parameter, Parameter]]:
         """The call's parameters as they were there, and as they are here."""

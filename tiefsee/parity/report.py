@@ -8,6 +8,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 REPORT_VERSION = 1
+# Operators that are made of others, unless a backend has them in one piece.
+MADE_OF = {
+    "route": {"router_scores", "select_experts", "expert_weights"}, "pick_keys": {"index_scores", "select_entries"},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,8 @@ class PromptResult:
 
 @dataclass(frozen=True)
 class Report:
-    """`reference` and `device` describe the two sides; `notes` are what a reader must know to judge."""
+    """`reference` and `device` describe the two sides; `notes` are what a reader must know to judge; `failure` says
+    why the prompts could not be run at all."""
 
     model: str
     reference: Mapping[str, Any]
@@ -89,16 +94,19 @@ class Report:
     operators: tuple[OperatorResult, ...]
     prompts: tuple[PromptResult, ...]
     notes: tuple[str, ...] = ()
+    failure: str | None = None
     version: int = field(default=REPORT_VERSION)
 
     @property
     def passed(self) -> bool:
-        return not self.blamed and all(p.passed for p in self.prompts)
+        return self.failure is None and not self.blamed and all(p.passed for p in self.prompts)
 
     @property
     def blamed(self) -> tuple[OperatorResult, ...]:
-        """Operators that are too far off by themselves, the worst first."""
-        return tuple(sorted((o for o in self.operators if not o.passed), key=lambda o: -o.badness))
+        """Operators that are too far off by themselves, the worst first; of those made of others the parts alone."""
+        wrong = {o.operator for o in self.operators if not o.passed}
+        named = [o for o in self.operators if not o.passed and not MADE_OF.get(o.operator, set()) & wrong]
+        return tuple(sorted(named, key=lambda o: -o.badness))
 
     def verdict(self) -> str:
         """One sentence."""
@@ -112,6 +120,8 @@ class Report:
             )  # fmt: skip
             names = ", ".join(dict.fromkeys(o.operator for o in self.blamed))
             return f"not the same: {names}; the worst at {first.site or 'the top'}: {what}"
+        if self.failure is not None:
+            return f"the prompts cannot be run: {self.failure}"
         failed = [f"{c.name} {c.value:.3g}" for p in self.prompts for c in p.checks if not c.passed]
         return (
             "not the same, though every operator that was looked at is: something between them (cache, order of steps, "

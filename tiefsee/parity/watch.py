@@ -8,13 +8,21 @@ numbers differ.
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tiefsee.engine import EngineCore
+<<<<<<< HEAD
 from tiefsee.parity.calls import OPERATORS, PICKS, Call, bind, keep, probe
 from tiefsee.parity.replay import Player
+from tiefsee.parity.report import MADE_OF
+=======
+from tiefsee.ops import Operators
+from tiefsee.parity.calls import COMPOSITES, OPERATORS, PICKS, Call, Parameters, bind, keep, with_ties
+>>>>>>> ascend
 from tiefsee.schedule import Batch
 
 # Per site ("layers.3.ffn.gate") and prompt: position -> what was picked for it, [K].
@@ -41,11 +49,15 @@ class Watch:
         self._rows: list[tuple[int, int, int]] = []  # of the step: (prompt, start, number of tokens) per segment
         self._next_segment: dict[str, int] = {}
         self._inside = self._keeps = False
+        self._num_noted = 0
 
     def __enter__(self) -> Watch:
-        self._saved = {name: self._ops.__dict__.get(name) for name in OPERATORS}
+        fused = [name for name in COMPOSITES if getattr(type(self._ops), name) is not getattr(Operators, name)]
+        self._saved = {name: self._ops.__dict__.get(name) for name in (*OPERATORS, *fused)}
         for name in OPERATORS:
             setattr(self._ops, name, self._watched(name, getattr(self._ops, name)))
+        for name in fused:
+            setattr(self._ops, name, self._fused(name))
         self._handles = []
         for name, module in self._network.named_modules():
             self._handles.append(module.register_forward_pre_hook(lambda m, a, n=name: self._stack.append(n)))
@@ -76,17 +88,73 @@ class Watch:
         def call(*arguments: Any, **named: Any) -> Any:
             if self._inside:  # an operator's own use of another
                 return operator(*arguments, **named)
-            self._inside = True
+            site, noted = self._stack[-1] if self._stack else "", self._num_noted
+            self._inside = name not in MADE_OF  # what these are made of is looked at as well
             try:
                 result = operator(*arguments, **named)
-                site = self._stack[-1] if self._stack else ""
+                self._inside = True
                 if self._keeps and self._sites(site):
                     self._keep(name, site, bind(name, arguments, named), result)
+                if name in PICKS:
+                    result = self._picked(name, site, arguments, result)
+                elif name in MADE_OF and noted == self._num_noted:  # in one piece: nothing inside has picked
+                    result = self._picked_in_one(name, site, bind(name, arguments, named), result)
             finally:
                 self._inside = False
-            return self._picked(name, site, arguments, result) if name in PICKS else result
+            return result
 
         return call
+
+<<<<<<< HEAD
+    def _picked_in_one(self, name: str, site: str, arguments: tuple[Any, ...], result: Any) -> Any:
+        """Picks of a router or an indexer that a backend computes in one piece."""
+        if name == "pick_keys":
+            return [
+                self._chosen(site, [span], picks, [p + 1 > picks.shape[1] for p in range(span[1], span[1] + span[2])])
+                if picks is not None else None
+                for span, picks in zip(self._rows, result, strict=True)
+            ]  # fmt: skip
+        hidden, weight, _, router, _, experts_of_token = arguments
+        if experts_of_token is not None:
+            return result  # by hash: nothing is chosen
+        experts = self._chosen(site, self._rows, result[0], [True] * len(result[0]))
+        if experts is result[0]:
+            return result
+        scores = self._ops.router_scores(hidden, weight, router.scoring_func)
+        return experts, self._ops.expert_weights(scores, experts, router)
+=======
+    def _fused(self, name: str) -> Callable[..., Any]:
+        """A backend's own of an operator that is made of others: what it picks is noted. Where picks are given, it is
+        made of the others again, for they take what is given."""
+        if self._forced is not None:
+            return MethodType(getattr(Operators, name), self._ops)
+        operator = getattr(self._ops, name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            result = operator(*arguments, **named)
+            site = self._stack[-1]
+            if name == "route":
+                if bind(name, arguments, named)[-1] is not None:  # by hash there is no choice
+                    return result
+                self._note(site, self._rows, [True] * len(result[0]), result[0].cpu())
+                return result
+            for row, picks in zip(self._rows, result, strict=True):
+                if picks is not None:
+                    _, start, count = row
+                    chose = [start + i + 1 > picks.shape[1] for i in range(count)]
+                    self._note(site, [row], chose, picks.cpu())
+            return result
+
+        return call
+
+    def _note(self, site: str, spans: list[tuple[int, int, int]], chose: list[bool], picks: Tensor) -> None:
+        """What was picked for each token that had a choice."""
+        places = [(prompt, position) for prompt, start, count in spans for position in range(start, start + count)]
+        noted = self.picks.setdefault(site, {})
+        for (prompt, position), had_choice, row in zip(places, chose, picks, strict=True):
+            if had_choice:
+                noted.setdefault(prompt, {})[position] = row
+>>>>>>> ascend
 
     def _keep(self, name: str, site: str, arguments: tuple[Any, ...], result: Any) -> None:
         call = keep(name, site, arguments, result, self._player.parameters)
@@ -110,9 +178,14 @@ class Watch:
         else:
             spans = [self._segment_of(site, *arguments[0].shape)]
             chose = (arguments[1] > result.shape[1]).tolist()
+        return self._chosen(site, spans, result, chose)
+
+    def _chosen(self, site: str, spans: list[tuple[int, int, int]], result: Tensor, chose: list[bool]) -> Tensor:
+        """Picks [T, K] of some segments are noted; those that are given for a position stand instead."""
+        self._num_noted += 1
         places = [(prompt, position) for prompt, start, count in spans for position in range(start, start + count)]
         noted, forced = self.picks.setdefault(site, {}), (self._forced or {}).get(site, {})
-        picks, chosen = result.cpu(), result
+        picks, chosen = result.to("cpu", torch.int32), result
         for row, (prompt, position) in enumerate(places):
             if not chose[row]:
                 continue

@@ -1,0 +1,41 @@
+"""The parity gate between the definition on the CPU and the card: it passes, and it names a fault of an adapter."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from tests.ascend.models import FAMILIES, save_checkpoint
+from tiefsee.cli import main
+from tiefsee.ops.ascend import attention, norms
+
+
+def gate(folder, capsys) -> tuple[int, dict]:
+    """Exit status and report of `tiefsee check parity`."""
+    arguments = ["--model", str(folder), "--device", "reference", "--device", "npu", "--long", "150"]
+    status = main(["check", "parity", *arguments, "--max-context", "512", "--json"])
+    return status, json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.usefixtures("npu")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_card_passes(family, dtype, tmp_path, capsys):
+    status, report = gate(save_checkpoint(family, dtype, tmp_path / "m"), capsys)
+    assert status == 0, report
+
+
+@pytest.mark.usefixtures("npu")
+@pytest.mark.parametrize("fault", ["rotate_pairs", "latent_attention"])
+def test_a_fault_of_an_adapter_is_named(fault, tmp_path, capsys, monkeypatch):
+    if fault == "rotate_pairs":
+        rotate = norms.rotate
+        monkeypatch.setattr(norms, "rotate", lambda x, cos, sin, mode: rotate(x, cos, sin, "half"))
+    else:
+        table_of = attention.table_of
+        monkeypatch.setattr(attention, "table_of", lambda *arguments: torch.zeros_like(table_of(*arguments)))
+    status, report = gate(save_checkpoint("v3", "bfloat16", tmp_path / "m"), capsys)
+    assert status == 1
+    assert report["blamed"] == [fault]
