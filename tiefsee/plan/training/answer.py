@@ -39,7 +39,8 @@ class TrainingAnswer:
     def document(self, *, command: str, date: str) -> Document:
         plan, job = self.plan, self.plan.job
         fleet = fleet_of(plan)
-        charts: list[Chart] = [self._times(), self._cost()]
+        charts: list[Chart] = [_times(plan) for plan in (self.plan, self.against) if plan is not None]
+        charts.append(self._cost())
         if any(point.plan is not None for point in self.points):
             charts.append(self._scaling())
         return Document(
@@ -144,14 +145,6 @@ class TrainingAnswer:
 
     # ------------------------------------------------------------------------------------- charts
 
-    def _times(self) -> TimeBars:
-        plans = [self.plan] if self.against is None else [self.plan, self.against]
-        bars = tuple(
-            TimeBar(f"step on {fleet_of(p)}", p.step_s, tuple((k, v * p.step_s.value) for k, v in p.where.items() if v))
-            for p in plans
-        )
-        return TimeBars("Where a step's time goes", bars, "Of the mean rank: what is hidden is not counted.")
-
     def _cost(self) -> RangeBars:
         plan, remark = self.plan, ""
         if plan.break_even_usd_per_hour is not None:
@@ -177,6 +170,13 @@ class TrainingAnswer:
         if self.points:
             found["scaling"] = [scaling_json(point) for point in self.points]
         return found
+
+
+def _times(plan: TrainingPlan) -> TimeBars:
+    """One picture for each fleet: steps of unlike lengths on one axis would hide the shorter one's parts."""
+    parts = tuple((name, share * plan.step_s.value) for name, share in plan.where.items() if share)
+    title = f"Where a step's time goes on {fleet_of(plan)}"
+    return TimeBars(title, (TimeBar("step", plan.step_s, parts),), "Of the mean rank: what is hidden is not counted.")
 
 
 def fleet_of(plan: TrainingPlan) -> str:

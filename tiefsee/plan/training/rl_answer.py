@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tiefsee.plan.estimate import Estimate, weakest
+from tiefsee.plan.estimate import weakest
 from tiefsee.plan.prediction import Prediction
 from tiefsee.plan.report import (
     Cell,
@@ -20,6 +20,7 @@ from tiefsee.plan.report import (
     TimeBar,
     TimeBars,
     show,
+    show_plain,
 )
 from tiefsee.plan.training.answer import layout_text
 from tiefsee.plan.training.report import digits, estimate_json, layout_json
@@ -125,7 +126,7 @@ class RLDocument:
         best, r = self.found.best, self.rollouts
         tail, hidden = best.parts["tail"], r.tail_hidden
         text = f"the tail: while the last answers grow to {r.longest:,.0f} tokens, most of the rollout pool idles "
-        text += f"for {show(_certain(tail))}, {tail / best.iteration_s.value:.0%} of an iteration"
+        text += f"for {show_plain(tail, 'step_s', 2)}, {tail / best.iteration_s.value:.0%} of an iteration"
         return [text + (f"; {hidden:.0%} of it is hidden by partial rollouts" if hidden else "")]
 
     def _data(self) -> Mapping[str, Any]:
@@ -151,10 +152,6 @@ def _bar(label: str, plan: RLPlan, names: tuple[str, ...], sync: tuple[str, floa
     own = [(name, plan.parts[name]) for name in names]
     waits = plan.iteration_s.value - sync[1] - sum(seconds for _, seconds in own)
     return TimeBar(label, plan.iteration_s, (*own, sync, ("waits", max(0.0, waits))))
-
-
-def _certain(seconds: float) -> Estimate:
-    return Estimate(seconds, seconds, seconds, "step_s", "fitted")
 
 
 def _plan_data(plan: RLPlan) -> dict[str, Any]:
