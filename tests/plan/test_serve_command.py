@@ -78,7 +78,7 @@ def test_several_pools_are_mixed(run):
     assert set(found["used_chips"]) == {"h200:8", "h20:16"}
     assert 0 < found["requests_per_s"] <= 1.2 * found["bound_requests_per_s"]
     assert sum(plan["requests_per_s"] for plan in found["plans"]) == pytest.approx(found["requests_per_s"])
-    with pytest.raises(ConfigError, match="leave --prefill"):
+    with pytest.raises(ConfigError, match="leave --concurrency out"):
         run("--chips", "h200:8", "--chips", "h20:16", "--concurrency", "8")
 
 

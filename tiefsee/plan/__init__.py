@@ -9,7 +9,7 @@ predictor.py   `predict` · question.py · answers.py · prediction.py, estimate
 terms.py, collectives.py, formats.py, serving.py, deployment.py     the model of time
 efficiency.py, neighbours.py, calibrated.py                         what was fitted · calibrate.py and what it needs
 search/, mixed.py, simulate/, memory.py                             layouts, pools, queues
-training/                                                           pretraining, failures, reinforcement learning
+training/, rollout.py                                               pretraining, failures, reinforcement learning
 points.py, measured.py, accuracy.py and others                      figures, and how good predictions are
 report/, sensitivity.py, identify/, money.py                        answers for people
 """

@@ -9,6 +9,8 @@ sides.py        what the layouts of one pool can do alone
 find.py         all deployments of one pool, or of a pool that prefills and one that decodes
 pairs.py        the disaggregated ones
 corrected.py    figures moved to what was measured · predicted.py: figures with ranges · answer.py: a document
+fleets.py       fleets side by side, break-even prices · fleet_views.py: their charts and tables
+swings.py       what a plan turns on
 misses.py       why nothing serves
 """
 
