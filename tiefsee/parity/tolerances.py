@@ -21,11 +21,11 @@ class Tolerance:
     """Limits of one number format.
 
     `operator`: relative error of a row of an operator's output, given the same input; `composed`: of an operator
-    that is several products in a row (attention, experts). `near_tie`: two scores that
-    are this close, as a share of the largest, may be chosen either way. With the reference's choices given:
-    `logits`, relative error of the median position; `kl`, mean in nats; `top1`, share of positions with the same
-    best token, among those where it leads by more than `logits` of the largest logit. Without them: `experts` and
-    `entries`, share of the choices that both sides make.
+    that is several products in a row (attention, experts). `near_tie`: two scores that are this close, as a share of
+    the largest, may be chosen either way, and a router may see its input so far off. With the reference's choices
+    given: `logits`, relative error of the median position; `kl`, mean in nats; `top1`, share of positions with the
+    same best token, among those where it leads by more than `logits` of the largest logit. Without them: `experts`
+    and `entries`, share of the choices that both sides make.
     """
 
     operator: float
