@@ -99,7 +99,8 @@ def _judge_picks(judged: _Judged, call: Call, found: torch.Tensor, needed: torch
 
 
 def _judge_keys(judged: _Judged, call: Call, outputs: Sequence[torch.Tensor | None], tolerance: Tolerance) -> None:
-    """An indexer in one piece: scores are made again by the definition, to tell near ties."""
+    """An indexer in one piece: scores are made again by the definition, to tell near ties. Its own scores are an
+    operator's output, on keys as its cache has them, and may be as far off as any."""
     query, weights, cached = call.arguments[:3]
     for found, needed, segment, keys in zip(outputs, call.outputs, cached.segments, cached.rows, strict=True):
         if found is None or needed is None:
@@ -107,7 +108,7 @@ def _judge_keys(judged: _Judged, call: Call, outputs: Sequence[torch.Tensor | No
         tokens = slice(segment.first, segment.last)
         scores = reference.index_scores(query[tokens], weights[tokens], keys)
         visible = torch.arange(segment.start, segment.end) + 1 - segment.origin
-        judged.add(pick_errors(found.long(), needed.long(), scores, visible, tolerance.near_tie))
+        judged.add(pick_errors(found.long(), needed.long(), scores, visible, tolerance.operator))
 
 
 def _judge_route(

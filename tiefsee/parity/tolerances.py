@@ -21,11 +21,11 @@ class Tolerance:
     """Limits of one number format.
 
     `operator`: relative error of a row of an operator's output, given the same input; `composed`: of an operator
-    that is several products in a row (attention, experts). `near_tie`: two scores that
-    are this close, as a share of the largest, may be chosen either way. With the reference's choices given:
-    `logits`, relative error of the median position; `kl`, mean in nats; `top1`, share of positions with the same
-    best token, among those where it leads by more than `logits` of the largest logit. Without them: `experts` and
-    `entries`, share of the choices that both sides make.
+    that is several products in a row (attention, experts). `near_tie`: two scores that are this close, as a share of
+    the largest, may be chosen either way, and a router may see its input so far off. With the reference's choices
+    given: `logits`, relative error of the median position; `kl`, mean in nats; `top1`, share of positions with the
+    same best token, among those where it leads by more than `logits` of the largest logit. Without them: `experts`
+    and `entries`, share of the choices that both sides make.
     """
 
     operator: float
@@ -45,7 +45,7 @@ TOLERANCES: dict[NumberFormat, Tolerance] = {
     "float32": Tolerance(2e-6, 5e-6, 1e-6, 1e-4, 1e-6, 1.0, 0.999, 0.999),
     "float16": Tolerance(5e-3, 1e-2, 1e-3, 2e-2, 5e-5, 0.99, 0.9, 0.85),
     "bfloat16": Tolerance(5e-2, 1e-1, 8e-3, 2e-1, 5e-3, 0.99, 0.65, 0.55),
-    "int8": Tolerance(5e-2, 2e-1, 2e-2, 2e-1, 1e-2, 0.99, 0.6, 0.35),
+    "int8": Tolerance(1e-1, 2e-1, 2e-2, 2e-1, 1e-2, 0.9, 0.6, 0.45),
     "fp8": Tolerance(2e-1, 5e-1, 6e-2, 1.0, 1e-1, 0.99, 0.25, 0.0),
     "fp4": Tolerance(1.0, 1.0, 1e-1, 1.0, 1.0, 0.99, 0.0, 0.0),
 }
