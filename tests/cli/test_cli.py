@@ -109,7 +109,7 @@ def test_wrong_arguments_of_run():
     assert "--effort: only a chat" in one_line_error(tiefsee("run", "x", "--effort", "high"))
     assert "cannot get no/such--model" in one_line_error(tiefsee("run", "no/such--model", "x"))
     assert "the prompt has" in one_line_error(tiefsee("run", "word " * 6000))
-    assert "is not a device name" in one_line_error(tiefsee("run", "x", "--device", "gpu9"))
+    assert "device 'gpu9' is not supported; there are 'cpu'" in one_line_error(tiefsee("run", "x", "--device", "gpu9"))
     assert "sees no CUDA card" in one_line_error(tiefsee("run", "x", "--device", "cuda"))
     assert "dtype is 'int3'" in one_line_error(tiefsee("run", "x", "--dtype", "int3"))
     assert "format is 'q4'" in one_line_error(tiefsee("run", "x", "--format", "q4"))
