@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -67,7 +68,8 @@ def test_every_stream_hears_of_a_death_and_the_next_life_serves(mood, words):
         assert client.state == "ready"
         assert client.num_in_flight == 0
 
-    run(work)
+    # Only one that is to be taken for hung may be judged within seconds: a busy machine makes others late as well.
+    run(work, QUICK if mood == cores.HANG else replace(QUICK, hang_timeout_s=60))
 
 
 def test_it_gives_up_after_many_deaths_and_says_why():
