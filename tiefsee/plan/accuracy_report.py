@@ -9,7 +9,7 @@ from typing import Any
 
 from tiefsee.plan.accuracy import Scored, Summary, both_answered, by, summarise, worst
 from tiefsee.plan.cases import GROUPS
-from tiefsee.plan.goals import Goal, goals_of
+from tiefsee.plan.goals import REASONS, Goal, goals_of
 
 NUM_WORST = 3  # of each group
 UNSAID = """Whether these made drafts is not recorded. Where the time itself tells (a run far faster than its like
@@ -196,7 +196,8 @@ def describe_goals(goals: Sequence[Goal]) -> str:
     missed = [goal for goal in goals if not goal.is_reached]
     said = f"{len(goals) - len(missed)} of {len(goals)} goals are reached" + (". Missed are:" if missed else ".")
     lines = [f"* {g.group}, {g.chips} chips: {g.what} {_figure(g, g.found)}, aim {_figure(g, g.aim)}" for g in missed]
-    return "\n".join([said, "", *lines] if lines else [said])
+    why = [f"* {group}: {reason}." for group, reason in REASONS.items() if any(g.group == group for g in missed)]
+    return "\n".join([said, "", *lines, "", "Why:", "", *why] if lines else [said])
 
 
 def _figure(goal: Goal, value: float) -> str:
