@@ -18,12 +18,12 @@ ERRORS = {
 # Why goals of a group are missed, as far as it is known.
 REASONS = {
     "prefill and TTFT": "means of few requests that stalled while kernels were compiled (TTFTs of 5 to 25 s at 3 to 9 "
-    "requests), queues whose order differs by engine and version, SGLang layouts that had to be assumed. Within one "
+    "requests), queues whose order differs by engine and version, layouts that had to be assumed. Within one "
     "configuration the logarithm of TTFT deviates by 0.3, so ranges that hold 80 % cannot be narrow",
     "Ascend serving": "half of the figures are nightly runs of vllm-ascend, of small batches and of contexts up to a "
     "million tokens with 90 and 99 % of them cached: the worst are two to four times off. With the whole chip left out "
     "nothing of Huawei's is known but the data sheet. Needed are runs with TTFT and TPOT on a 910C",
-    "training": "14 figures; before graphs and after are a factor of two apart on the same GB200, and no date tells all",
+    "training": "14 figures; on the same GB200 before graphs and after are a factor of two apart, and no date tells all",
 }
 COVERAGE = 0.75
 SHARPNESS = {"seen": 1.6, "unseen": 2.5}
