@@ -23,7 +23,7 @@ REASONS = {
     "Ascend serving": "half of the figures are nightly runs of vllm-ascend, of small batches and of contexts up to a "
     "million tokens with 90 and 99 % of them cached: the worst are two to four times off. With the whole chip left out "
     "nothing of Huawei's is known but the data sheet. Needed are runs with TTFT and TPOT on a 910C",
-    "training": "14 figures; on the same GB200 before graphs and after are a factor of two apart, and no date tells all",
+    "training": "14 figures; on the same GB200 before graphs and after are a factor of two apart, which no date tells",
 }
 COVERAGE = 0.75
 SHARPNESS = {"seen": 1.6, "unseen": 2.5}
