@@ -41,8 +41,9 @@ class Moody(StubCore):
         if RAISE in moods:
             raise RuntimeError("a step went wrong")
         if GARBAGE in moods:
-            for number in range(3, 64):  # whichever is the socket to the front
-                if os.path.exists(f"/proc/self/fd/{number}") and "socket" in os.readlink(f"/proc/self/fd/{number}"):
+            for number in sorted(map(int, os.listdir("/proc/self/fd"))):  # whichever is the socket to the front
+                path = f"/proc/self/fd/{number}"
+                if number > 2 and os.path.exists(path) and "socket" in os.readlink(path):
                     os.write(number, b"\x05\x00\x00\x00\xc1\xc1\xc1\xc1\xc1")
             time.sleep(3600)
         super().step()
