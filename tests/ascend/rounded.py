@@ -42,9 +42,10 @@ class RoundedOperators(Operators):
     def run_experts(
         self, hidden_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor,
         w1: Tensor | Weight, w2: Tensor | Weight, w3: Tensor | Weight, limit: float | None,
+        share: tuple[int, int] | None = None,
     ) -> Tensor:  # fmt: skip
         weights_TK = weights_TK.to(hidden_TD.dtype).float()
-        return super().run_experts(hidden_TD, experts_TK, weights_TK, w1, w2, w3, limit)
+        return super().run_experts(hidden_TD, experts_TK, weights_TK, w1, w2, w3, limit, share)
 
     def each_expert(self, sorted_ND, counts_E, w1, w2, w3, limit):
         outputs, first = [], 0

@@ -94,15 +94,20 @@ def _(
     require(experts.dtype == torch.int32 and experts.shape[0] == len(x), "expert_idx is int32 [T, K]")
     require(drop_pad == 0 and quant_mode == -1, "only dropless routing without quantisation is emulated")
     require(active in (-1, 0, experts.numel()), f"active_num {active}; all {experts.numel()} rows")
-    require(expert_range in ([], [0, num_experts]), "only the whole range of experts is emulated")
+    first, last = expert_range or (0, num_experts)
+    require(0 <= first < last <= num_experts, f"experts {first} to {last - 1} of {num_experts}")
     require(int(experts.min()) >= 0 and int(experts.max()) < num_experts, "an expert is out of range")
     require(row_type == 0 and with_counts and count_type == 1, "gather indices and counts are emulated")
     require(scale is None and offset is None, "scales belong to quantisation")
     flat = experts.flatten().long()
-    order = flat.argsort(stable=True)
-    sorted_x.copy_(x[order // experts.shape[1]])
-    places.copy_(torch.empty_like(order).scatter(0, order, torch.arange(len(order))))
-    counts.copy_(torch.bincount(flat, minlength=num_experts))
+    found = [torch.nonzero(flat == expert).flatten() for expert in range(first, last)]
+    order = torch.cat(found)
+    # What lies behind the rows of the experts asked for is not said: memory as it was.
+    sorted_x.copy_(torch.full_like(sorted_x, torch.nan if sorted_x.is_floating_point() else 127))
+    sorted_x[: len(order)] = x[order // experts.shape[1]]
+    places.copy_(torch.full_like(places, -1))
+    places[order] = torch.arange(len(order), dtype=places.dtype)
+    counts.copy_(torch.tensor([len(rows) for rows in found]))
 
 
 @operator("MoeFinalizeRoutingV4")

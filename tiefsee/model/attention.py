@@ -12,16 +12,19 @@ from tiefsee.model.layers import LayerNorm, Linear, RMSNorm
 from tiefsee.model.step import Step
 from tiefsee.ops import Operators
 from tiefsee.spec.model import Indexer, LatentAttention
+from tiefsee.spec.split import Split
 
 # The published code norms the two latents with torch's and HF's default, not with the model's rms_norm_eps.
 LATENT_NORM_EPS = 1e-6
 
 
 class LatentAttentionLayer(nn.Module):
-    def __init__(self, ops: Operators, spec: LatentAttention, hidden_size: int, layer: int) -> None:
+    """Heads may be split over ranks (tensor parallelism); the latents and the indexer are whole on each."""
+
+    def __init__(self, ops: Operators, spec: LatentAttention, hidden_size: int, layer: int, split: Split) -> None:
         super().__init__()
         self.ops, self.spec, self.layer = ops, spec, layer
-        heads = spec.num_attention_heads
+        self.num_heads = heads = len(split.heads(spec))
         query_width = heads * (spec.qk_nope_head_dim + spec.qk_rope_head_dim)
         if spec.q_lora_rank is None:
             self.wq = Linear(ops, hidden_size, query_width)
@@ -32,7 +35,7 @@ class LatentAttentionLayer(nn.Module):
         self.wkv_a = Linear(ops, hidden_size, spec.kv_lora_rank + spec.qk_rope_head_dim, spec.bias)
         self.kv_norm = RMSNorm(ops, spec.kv_lora_rank, LATENT_NORM_EPS)
         self.wkv_b = Linear(ops, spec.kv_lora_rank, heads * (spec.qk_nope_head_dim + spec.v_head_dim))
-        self.wo = Linear(ops, heads * spec.v_head_dim, hidden_size, spec.bias)
+        self.wo = Linear(ops, heads * spec.v_head_dim, hidden_size, spec.bias and split.rank == 0)
         if spec.indexer is not None and spec.q_lora_rank is not None:
             self.indexer = LightningIndexer(ops, spec.indexer, spec, hidden_size, layer)
 
@@ -41,7 +44,7 @@ class LatentAttentionLayer(nn.Module):
         cos_TR, sin_TR = step.rope(spec.rope)
         query_latent_TQ = hidden_TD if spec.q_lora_rank is None else self.q_norm(self.wq_a(hidden_TD))
         query = self.wq(hidden_TD) if spec.q_lora_rank is None else self.wq_b(query_latent_TQ)
-        query_nope_THN, query_rope_THR = query.unflatten(-1, (spec.num_attention_heads, -1)).split(
+        query_nope_THN, query_rope_THR = query.unflatten(-1, (self.num_heads, -1)).split(
             (spec.qk_nope_head_dim, spec.qk_rope_head_dim), dim=-1
         )
         query_rope_THR = self.ops.rotate_pairs(query_rope_THR, cos_TR.unsqueeze(1), sin_TR.unsqueeze(1))

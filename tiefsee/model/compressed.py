@@ -13,21 +13,26 @@ from tiefsee.model.layers import Linear, RMSNorm
 from tiefsee.model.step import Step
 from tiefsee.ops import Operators
 from tiefsee.spec.model import CompressedAttention
+from tiefsee.spec.split import Split
 
 
 class CompressedAttentionLayer(nn.Module):
-    def __init__(self, ops: Operators, spec: CompressedAttention, hidden_size: int, layer: int, eps: float) -> None:
+    """Heads may be split over ranks by whole groups; window, compressors and indexer are whole on each."""
+
+    def __init__(
+        self, ops: Operators, spec: CompressedAttention, hidden_size: int, layer: int, eps: float, split: Split
+    ) -> None:
         super().__init__()
         self.ops, self.spec, self.layer, self.eps = ops, spec, layer, eps
-        heads, width = spec.num_attention_heads, spec.head_dim
+        heads, self.num_groups, width = len(split.heads(spec)), len(split.groups(spec)), spec.head_dim
         self.attn_sink = nn.Parameter(torch.zeros(heads))
         self.wq_a = Linear(ops, hidden_size, spec.q_lora_rank)
         self.q_norm = RMSNorm(ops, spec.q_lora_rank, eps)
         self.wq_b = Linear(ops, spec.q_lora_rank, heads * width)
         self.wkv = Linear(ops, hidden_size, width)
         self.kv_norm = RMSNorm(ops, width, eps)
-        self.wo_a = Linear(ops, heads * width // spec.o_groups, spec.o_groups * spec.o_lora_rank)
-        self.wo_b = Linear(ops, spec.o_groups * spec.o_lora_rank, hidden_size)
+        self.wo_a = Linear(ops, heads * width // self.num_groups, self.num_groups * spec.o_lora_rank)
+        self.wo_b = Linear(ops, self.num_groups * spec.o_lora_rank, hidden_size)
         if spec.ratio:
             self.compressor = Compressor(ops, spec, width, hidden_size, layer, eps, "compressed", "rows")
         if spec.indexer is not None:
@@ -37,7 +42,7 @@ class CompressedAttentionLayer(nn.Module):
         spec, ops = self.spec, self.ops
         cos, sin = (table.unsqueeze(1) for table in step.rope(spec.rope))
         query_latent_TQ = self.q_norm(self.wq_a(hidden_TD))
-        query_THC = self.wq_b(query_latent_TQ).unflatten(-1, (spec.num_attention_heads, -1))
+        query_THC = self.wq_b(query_latent_TQ).unflatten(-1, (-1, spec.head_dim))
         query_THC = rotate_tail(ops, ops.rms_norm(query_THC, None, self.eps), cos, sin)
         rows_TC = rotate_tail(ops, self.kv_norm(self.wkv(hidden_TD)), cos.squeeze(1), sin.squeeze(1))
         entries = self.compressor(hidden_TD, step) if spec.ratio else None
@@ -49,7 +54,7 @@ class CompressedAttentionLayer(nn.Module):
         step.view.remember("window", self.layer, rows_TC)
         # Rows are values too, so values come out rotated: turning back by the query's own angle leaves
         # the distance between the two.
-        output_TGI = rotate_tail(ops, output_THC, cos, -sin).flatten(1).unflatten(1, (spec.o_groups, -1))
+        output_TGI = rotate_tail(ops, output_THC, cos, -sin).flatten(1).unflatten(1, (self.num_groups, -1))
         return self.wo_b(ops.grouped_linear(output_TGI, self.wo_a.weight))
 
 

@@ -12,6 +12,7 @@ from tiefsee.model.layers import SwiGLU
 from tiefsee.model.step import Step
 from tiefsee.ops import Operators
 from tiefsee.spec.model import MoE
+from tiefsee.spec.split import Split
 
 
 class Gate(nn.Module):
@@ -42,27 +43,35 @@ class Gate(nn.Module):
 
 
 class Experts(nn.Module):
-    """Routed experts, stacked: w1 and w3 [E, F, D], w2 [E, D, F]."""
+    """Routed experts that this rank holds, stacked: w1 and w3 [E, F, D], w2 [E, D, F]."""
 
-    def __init__(self, spec: MoE, hidden_size: int) -> None:
+    def __init__(self, num_experts: int, intermediate_size: int, hidden_size: int) -> None:
         super().__init__()
-        e, f, d = spec.n_routed_experts, spec.moe_intermediate_size, hidden_size
+        e, f, d = num_experts, intermediate_size, hidden_size
         self.w1 = nn.Parameter(torch.empty(e, f, d))
         self.w2 = nn.Parameter(torch.empty(e, d, f))
         self.w3 = nn.Parameter(torch.empty(e, f, d))
 
 
 class MixtureOfExperts(nn.Module):
-    def __init__(self, ops: Operators, spec: MoE, hidden_size: int, vocab_size: int) -> None:
+    """Every rank routes every token, and adds what its own experts and its share of the shared ones give."""
+
+    def __init__(self, ops: Operators, spec: MoE, hidden_size: int, vocab_size: int, split: Split) -> None:
         super().__init__()
         self.ops, self.spec = ops, spec
         self.gate = Gate(ops, spec, hidden_size, vocab_size)
-        self.experts = Experts(spec, hidden_size)
+        own = split.experts(spec.n_routed_experts)
+        self.share = None if len(own) == spec.n_routed_experts else (own.start, spec.n_routed_experts)
+        self.experts = Experts(len(own), spec.moe_intermediate_size, hidden_size)
         if spec.n_shared_experts:
-            self.shared_experts = SwiGLU(ops, hidden_size, spec.shared_intermediate_size, spec.swiglu_limit)
+            width = len(split.width(spec.shared_intermediate_size))
+            self.shared_experts = SwiGLU(ops, hidden_size, width, spec.swiglu_limit)
 
     def forward(self, hidden_TD: Tensor, step: Step) -> Tensor:
         experts_TK, weights_TK = self.gate(hidden_TD, step)
         e = self.experts
-        output_TD = self.ops.run_experts(hidden_TD, experts_TK, weights_TK, e.w1, e.w2, e.w3, self.spec.swiglu_limit)
+        share = {} if self.share is None else {"share": self.share}
+        output_TD = self.ops.run_experts(
+            hidden_TD, experts_TK, weights_TK, e.w1, e.w2, e.w3, self.spec.swiglu_limit, **share
+        )
         return output_TD + self.shared_experts(hidden_TD) if self.spec.n_shared_experts else output_TD

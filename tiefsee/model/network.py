@@ -26,8 +26,10 @@ from tiefsee.model.layers import (
 from tiefsee.model.rope import Rotary
 from tiefsee.model.step import Step
 from tiefsee.ops import Operators
+from tiefsee.ops.group import ALONE, Group
 from tiefsee.ops.view import CacheView
 from tiefsee.spec.model import DenseFFN, LatentAttention, LayerSpec, ModelSpec
+from tiefsee.spec.split import Split
 
 
 @dataclass(frozen=True)
@@ -42,21 +44,26 @@ class Hidden:
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each behind a norm, joined by the spec's residual."""
+    """Attention and feed-forward, each behind a norm, joined by the spec's residual.
 
-    def __init__(self, ops: Operators, spec: ModelSpec, layer: LayerSpec, index: int) -> None:
+    Where a group shares the model, each rank computes a part of what the two give, and the parts are summed.
+    """
+
+    def __init__(self, ops: Operators, spec: ModelSpec, layer: LayerSpec, index: int, group: Group) -> None:
         super().__init__()
-        d, eps = spec.hidden_size, spec.rms_norm_eps
+        d, eps, split = spec.hidden_size, spec.rms_norm_eps, group.split(spec)
+        self.group = group
         self.attn_norm, self.ffn_norm = RMSNorm(ops, d, eps), RMSNorm(ops, d, eps)
         if isinstance(layer.attention, LatentAttention):
-            self.attn: nn.Module = LatentAttentionLayer(ops, layer.attention, d, index)
+            self.attn: nn.Module = LatentAttentionLayer(ops, layer.attention, d, index, split)
         else:
-            self.attn = CompressedAttentionLayer(ops, layer.attention, d, index, eps)
+            self.attn = CompressedAttentionLayer(ops, layer.attention, d, index, eps, split)
         self.is_dense = isinstance(layer.ffn, DenseFFN)
         if isinstance(layer.ffn, DenseFFN):
-            self.ffn: nn.Module = SwiGLU(ops, d, layer.ffn.intermediate_size, layer.ffn.swiglu_limit)
+            width = len(split.width(layer.ffn.intermediate_size))
+            self.ffn: nn.Module = SwiGLU(ops, d, width, layer.ffn.swiglu_limit)
         else:
-            self.ffn = MixtureOfExperts(ops, layer.ffn, d, spec.vocab_size)
+            self.ffn = MixtureOfExperts(ops, layer.ffn, d, spec.vocab_size, split)
         self.attn_residual = Residual()
         self.ffn_residual = Residual()
         if spec.hyper is not None:
@@ -65,11 +72,12 @@ class Block(nn.Module):
 
     def forward(self, streams: Tensor, step: Step) -> Tensor:
         hidden_TD, mix = self.attn_residual.enter(streams)
-        streams = self.attn_residual.leave(streams, self.attn(self.attn_norm(hidden_TD), step), mix)
+        output_TD = self.group.all_reduce(self.attn(self.attn_norm(hidden_TD), step))
+        streams = self.attn_residual.leave(streams, output_TD, mix)
         hidden_TD, mix = self.ffn_residual.enter(streams)
         hidden_TD = self.ffn_norm(hidden_TD)
         output_TD = self.ffn(hidden_TD) if self.is_dense else self.ffn(hidden_TD, step)
-        return self.ffn_residual.leave(streams, output_TD, mix)
+        return self.ffn_residual.leave(streams, self.group.all_reduce(output_TD), mix)
 
 
 class MTPBlock(Block):
@@ -80,8 +88,8 @@ class MTPBlock(Block):
     the decoder's.
     """
 
-    def __init__(self, ops: Operators, spec: ModelSpec, layer: LayerSpec, index: int) -> None:
-        super().__init__(ops, spec, layer, index)
+    def __init__(self, ops: Operators, spec: ModelSpec, layer: LayerSpec, index: int, group: Group) -> None:
+        super().__init__(ops, spec, layer, index, group)
         d = spec.hidden_size
         self.enorm, self.hnorm = RMSNorm(ops, d, spec.rms_norm_eps), RMSNorm(ops, d, spec.rms_norm_eps)
         self.norm = RMSNorm(ops, d, spec.rms_norm_eps)
@@ -104,25 +112,39 @@ class MTPBlock(Block):
 
 
 class Embedding(nn.Module):
-    """The rows of the vocabulary; the trunk and every MTP layer look up in it."""
+    """The rows of the vocabulary, or this rank's; the trunk and every MTP layer look up in it."""
 
-    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+    def __init__(self, words: range, hidden_size: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
+        self.words = words
+        self.weight = nn.Parameter(torch.empty(len(words), hidden_size))
+
+    def look_up(self, tokens_T: Tensor) -> Tensor:
+        """[T, D]; zeros for tokens whose rows another rank holds."""
+        local_T = tokens_T - self.words.start
+        is_own_T = (local_T >= 0) & (local_T < len(self.words))
+        rows_TD = nn.functional.embedding(local_T.clamp(0, len(self.words) - 1), self.weight)
+        return torch.where(is_own_T.unsqueeze(1), rows_TD, 0)
 
 
 class Network(nn.Module):
-    """All parameters of one model, named as in `spec.tensors`; holds no cache and no state of a request."""
+    """All parameters of one model, named as in `spec.tensors`; holds no cache and no state of a request.
 
-    def __init__(self, spec: ModelSpec, ops: Operators) -> None:
+    With a `group` of several ranks each holds its share (`spec.split`). All ranks make the same passes with the same
+    tokens and get the same hidden states and logits. Raises ConfigError where the model cannot be dealt out to so many.
+    """
+
+    def __init__(self, spec: ModelSpec, ops: Operators, group: Group = ALONE) -> None:
         super().__init__()
-        self.spec, self.ops = spec, ops
-        self.embed = Embedding(spec.vocab_size, spec.hidden_size)
-        self.layers = nn.ModuleList(Block(ops, spec, layer, i) for i, layer in enumerate(spec.layers))
+        self.spec, self.ops, self.group = spec, ops, group
+        words = group.split(spec).vocabulary(spec.vocab_size)
+        self._widths = [len(Split(rank, group.size).vocabulary(spec.vocab_size)) for rank in range(group.size)]
+        self.embed = Embedding(words, spec.hidden_size)
+        self.layers = nn.ModuleList(Block(ops, spec, layer, i, group) for i, layer in enumerate(spec.layers))
         self.norm = RMSNorm(ops, spec.hidden_size, spec.rms_norm_eps)
-        self.head = Linear(ops, spec.hidden_size, spec.vocab_size)
+        self.head = Linear(ops, spec.hidden_size, len(words))
         self.mtp = nn.ModuleList(
-            MTPBlock(ops, spec, layer, len(spec.layers) + i) for i, layer in enumerate(spec.mtp_layers)
+            MTPBlock(ops, spec, layer, len(spec.layers) + i, group) for i, layer in enumerate(spec.mtp_layers)
         )
         if spec.hyper is not None:
             register_hyper(self, "hc_head", spec.hyper.hc_mult, 1, spec.hyper.hc_mult * spec.hidden_size)
@@ -153,10 +175,12 @@ class Network(nn.Module):
 
     def logits(self, final_TD: Tensor) -> Tensor:
         """[T, W] in float32."""
-        return self.head(final_TD).float()
+        return self.group.join_columns(self.head(final_TD).float(), self._widths)
 
     def embedding(self, tokens_T: Tensor) -> Tensor:
-        return nn.functional.embedding(tokens_T, self.embed.weight)
+        if self.group.size == 1:
+            return nn.functional.embedding(tokens_T, self.embed.weight)
+        return self.group.all_reduce(self.embed.look_up(tokens_T))
 
     def step(self, tokens_T: Tensor, positions_T: Tensor, view: CacheView) -> Step:
         if self._rotary is None:

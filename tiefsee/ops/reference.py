@@ -132,17 +132,30 @@ def run_experts(
     w2: Tensor | Weight,
     w3: Tensor | Weight,
     limit: float | None,
+    share: tuple[int, int] | None = None,
     each_expert: EachExpert | None = None,
 ) -> Tensor:
     """Routed experts: each token through its K experts, weighted and summed in the order of its picks.
 
     w1, w3 [E, F, D] and w2 [E, D, F]; `each_expert` is the backend's own. Tokens are sorted by expert, so
     each expert is touched once and the sum of a token does not depend on what else is in the batch.
+    `share` = (first, number of all experts) says that the stacks hold only some, from the first on; picks of others
+    add nothing: they are another rank's.
     """
-    num_picks = experts_TK.shape[1]
-    order = experts_TK.flatten().argsort(stable=True)
-    counts_E = torch.bincount(experts_TK.flatten(), minlength=w1.shape[0])
-    output_ND = (each_expert or expert_loop)(hidden_TD[order // num_picks], counts_E, w1, w2, w3, limit)
+    num_experts, num_picks = w1.shape[0], experts_TK.shape[1]
+    picks_N = experts_TK.flatten()
+    if share is not None:
+        own_N = (picks_N >= share[0]) & (picks_N < share[0] + num_experts)
+        picks_N = torch.where(own_N, picks_N - share[0], num_experts)  # sorted to the end
+    order = picks_N.argsort(stable=True)
+    counts_E = torch.bincount(picks_N, minlength=num_experts)[:num_experts]
+    num_own = len(order) if share is None else int(counts_E.sum())
+    output_ND = hidden_TD.new_zeros(len(order), hidden_TD.shape[1])
+    if num_own == len(order):
+        output_ND = (each_expert or expert_loop)(hidden_TD[order // num_picks], counts_E, w1, w2, w3, limit)
+    elif num_own:
+        own_ND = hidden_TD[order[:num_own] // num_picks]
+        output_ND[:num_own] = (each_expert or expert_loop)(own_ND, counts_E, w1, w2, w3, limit)
     back = torch.empty_like(order)
     back[order] = torch.arange(order.numel(), device=order.device)
     picked_TKD = output_ND[back].unflatten(0, (-1, num_picks))

@@ -95,8 +95,9 @@ class Operators:
     def run_experts(
         self, hidden_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor,
         w1: Tensor | Weight, w2: Tensor | Weight, w3: Tensor | Weight, limit: float | None,
+        share: tuple[int, int] | None = None,
     ) -> Tensor:  # fmt: skip
-        return reference.run_experts(hidden_TD, experts_TK, weights_TK, w1, w2, w3, limit, self.each_expert)
+        return reference.run_experts(hidden_TD, experts_TK, weights_TK, w1, w2, w3, limit, share, self.each_expert)
 
     def each_expert(
         self, sorted_ND: Tensor, counts_E: Tensor,

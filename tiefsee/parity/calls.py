@@ -39,6 +39,8 @@ PICKS = {"select_experts": "experts", "select_entries": "entries"}
 MAX_ROWS = 32
 # Scores in so few steps tie everywhere: the definition takes the lowest index.
 TIE_STEPS = 8
+# Which argument of an operator is the limit of its SwiGLU.
+LIMITS = {"swiglu": 2, "run_experts": 6}
 # So many times the limit is what a clamp is given to see whether it is there.
 BEYOND_LIMIT = 4.0
 
@@ -158,8 +160,8 @@ def probe(call: Call, play: Callable[[Call], tuple[Tensor | None, ...]]) -> Call
         if call.operator == "select_experts":
             rest[0] = None  # no bias: it would tell equals apart
         harder = replace(call, arguments=(first, *rest), probe="ties")
-    elif call.operator in ("swiglu", "run_experts") and call.arguments[-1] is not None:
-        factor = BEYOND_LIMIT * call.arguments[-1] / first.abs().amax().clamp(min=1e-30)
+    elif (limit := call.arguments[LIMITS[call.operator]] if call.operator in LIMITS else None) is not None:
+        factor = BEYOND_LIMIT * limit / first.abs().amax().clamp(min=1e-30)
         if call.operator == "swiglu":
             rest[0] = rest[0] * factor
         harder = replace(call, arguments=(first * factor, *rest), probe="clamp")

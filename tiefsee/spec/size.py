@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
 from tiefsee.errors import ConfigError
 from tiefsee.spec.model import ModelSpec, MoE
+from tiefsee.spec.split import WHOLE, Split
 from tiefsee.spec.tensors import CheckpointTensor, checkpoint_tensors
 
 # Bytes per value of a linear; scales of packed formats are added by their blocks.
@@ -44,33 +46,35 @@ def count_parameters(spec: ModelSpec) -> ParameterCount:
 
 
 @lru_cache(maxsize=64)
-def weight_bytes(spec: ModelSpec, format: str, dtype: str, *, with_mtp: bool = True) -> float:
-    """Bytes of the loaded weights: linears in `format` ("keep": as published), the rest in `dtype`."""
+def weight_bytes(spec: ModelSpec, format: str, dtype: str, *, with_mtp: bool = True, split: Split = WHOLE) -> float:
+    """Bytes of the loaded weights of one rank: linears in `format` ("keep": as published), the rest in `dtype`."""
     if format not in FORMATS:
         raise ConfigError(f"format is {format!r}; needed one of {', '.join(FORMATS)}")
     plain = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}[dtype]
     return sum(
         _tensor_bytes(spec, tensor, format, plain)
-        for tensor in checkpoint_tensors(spec)
+        for tensor in checkpoint_tensors(spec, split)
         if with_mtp or not tensor.name.startswith("mtp.")
     )
 
 
 def _tensor_bytes(spec: ModelSpec, tensor: CheckpointTensor, format: str, plain: float) -> float:
+    shape = tensor.held_shape
+    num_values = math.prod(shape)
     if tensor.kind == "table":
-        return 8.0 * tensor.num_values
+        return 8.0 * num_values
     if tensor.kind == "fp32":
-        return 4.0 * tensor.num_values
+        return 4.0 * num_values
     if tensor.kind != "linear":
-        return plain * tensor.num_values
+        return plain * num_values
     stored = format
     quantisation = spec.quantisation
     if format == "keep":
         if quantisation is None:
-            return plain * tensor.num_values
+            return plain * num_values
         stored = quantisation.expert_format if tensor.expert is not None else "fp8"
-    size = LINEAR_BYTES[stored] * tensor.num_values
-    rows, columns = tensor.shape
+    size = LINEAR_BYTES[stored] * num_values
+    rows, columns = shape
     if stored == "fp8":
         block = quantisation.block if quantisation is not None else (128, 128)
         size += SCALE_BYTES * -(-rows // block[0]) * -(-columns // block[1])

@@ -38,12 +38,14 @@ def route(
 def run_experts(
     hidden_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor,
     w1: Tensor | Weight, w2: Tensor | Weight, w3: Tensor | Weight, limit: float | None,
+    share: tuple[int, int] | None,
 ) -> Tensor:  # fmt: skip
     """Rows sorted by expert, three grouped products, and the weighted sum of each token's rows.
 
     The sum's weights have the rows' dtype (npu_moe_finalize_routing takes no other): in BF16 they are rounded.
     """
-    npu, num_experts = torch.ops.npu, w1.shape[0]
+    npu = torch.ops.npu
+    first, num_experts = share or (0, w1.shape[0])
     sorted_ND, places_N, counts_E, _ = npu.npu_moe_init_routing_v2(
         hidden_TD,
         experts_TK.int(),
@@ -51,12 +53,18 @@ def run_experts(
         expert_num=num_experts,
         expert_tokens_num_type=1,
         expert_tokens_num_flag=True,
-        active_expert_range=[0, num_experts],
+        active_expert_range=[first, first + w1.shape[0]],
         quant_mode=-1,
     )
     rows = _Rows(sorted_ND, w1)
     hidden_NF = swiglu(rows.times(w1, counts_E), rows.times(w3, counts_E), limit)
     output_ND = _Rows(hidden_NF, w2).times(w2, counts_E)
+    if share is not None:
+        # Picks of others have no row: their place is -1, and the rows behind the last product hold anything.
+        is_row_N = torch.arange(len(output_ND), device=output_ND.device) < counts_E.sum()
+        output_ND = torch.where(is_row_N.unsqueeze(1), output_ND, 0)
+        weights_TK = torch.where(places_N.view_as(weights_TK) >= 0, weights_TK, 0)
+        places_N = places_N.clamp(min=0)
     summed: Tensor = npu.npu_moe_finalize_routing(
         output_ND, None, None, None, weights_TK.to(output_ND.dtype), places_N, None, drop_pad_mode=2
     )

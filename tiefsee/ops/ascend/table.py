@@ -88,13 +88,14 @@ class AscendOperators(Operators):
     def run_experts(
         self, hidden_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor,
         w1: Tensor | Weight, w2: Tensor | Weight, w3: Tensor | Weight, limit: float | None,
+        share: tuple[int, int] | None = None,
     ) -> Tensor:  # fmt: skip
         packed = [w for w in (w1, w2, w3) if isinstance(w, Weight)]
         is_int8 = len(packed) == 3 and all(linear.is_int8(w) for w in packed)
         why = rules.grouped_matmul(hidden_TD.dtype, w1.shape[0], is_int8)
         if _trains() or (packed and not is_int8) or why is not None:
-            return super().run_experts(hidden_TD, experts_TK, weights_TK, w1, w2, w3, limit)
-        return experts.run_experts(hidden_TD, experts_TK, weights_TK, w1, w2, w3, limit)
+            return super().run_experts(hidden_TD, experts_TK, weights_TK, w1, w2, w3, limit, share)
+        return experts.run_experts(hidden_TD, experts_TK, weights_TK, w1, w2, w3, limit, share)
 
     def latent_attention(
         self, query_nope_THN: Tensor, query_rope_THR: Tensor, wkv_b: AnyWeight, view: CacheView, layer: int,
