@@ -17,12 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from tiefsee.checkpoint.names import Matched, Source, fp8_block, match_tensors
+from tiefsee.checkpoint.part import own_packed, own_part
 from tiefsee.errors import CheckpointError, ConfigError
 from tiefsee.files import ModelFiles, TensorEntry
 from tiefsee.ops import formats
 from tiefsee.ops.weight import Packing, Weight
 from tiefsee.spec.model import ModelSpec, MoE
 from tiefsee.spec.size import FORMATS
+from tiefsee.spec.split import WHOLE, Split
 
 TORCH_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -44,9 +46,9 @@ class LoadReport:
 
 def load_network(
     network: nn.Module, spec: ModelSpec, files: ModelFiles, *, device: torch.device, dtype: torch.dtype,
-    format: str = "keep", progress: bool = False,
+    format: str = "keep", progress: bool = False, split: Split = WHOLE,
 ) -> LoadReport:  # fmt: skip
-    """Fill a network that was built on the meta device.
+    """Fill a network that was built on the meta device, or the share of it that one rank has.
 
     `dtype` is that of plain weights. `format` "keep" holds linears as published (FP8 and FP4 packed);
     others convert them. Raises CheckpointError, and leaves nothing half-loaded in use.
@@ -55,11 +57,14 @@ def load_network(
         raise ConfigError(f"format is {format!r}; needed one of {', '.join(FORMATS)}")
     if not files.tensors:
         raise CheckpointError(f"{files.folder} holds no safetensors; needed the weights of the model")
-    matched = match_tensors(spec, files.tensors)
+    matched = match_tensors(spec, files.tensors, split)
     counts: dict[str, int] = {}
     total = sum(s.entry.num_bytes for s in matched.sources)
     with _progress_bar(total, progress) as advance:
         for source in matched.sources:
+            if not source.tensor.part.is_held:
+                advance(source.entry.num_bytes)
+                continue
             held = _convert(source, spec, device, dtype, format)
             _place(network, source, held)
             if source.tensor.kind == "linear":
@@ -96,16 +101,17 @@ def _convert(source: Source, spec: ModelSpec, device: torch.device, dtype: torch
         _check_table(source, spec, raw)
         return _Held(raw.to(device, torch.int64))
     if tensor.kind == "fp32":
-        return _Held(raw.to(device, torch.float32))
+        return _Held(own_part(raw, tensor.part).to(device, torch.float32))
     packing = _packing(source, spec)
     if packing is None:
+        raw = own_part(raw, tensor.part)
         if tensor.kind == "linear" and format == "int8":
             data, scale = formats.pack_int8(raw)
             return _Held(data.to(device), scale.to(device), Packing("int8"))
         wanted = FORMAT_DTYPES.get(format, dtype) if tensor.kind == "linear" else dtype
         return _Held(raw.to(device, wanted, copy=True))
     assert source.scale is not None
-    scale = read_tensor(source.scale)
+    raw, scale = own_packed(raw, read_tensor(source.scale), packing, tensor.part)
     scale = formats.decode_ue8m0(scale) if packing.scales == "ue8m0" else scale.float()
     if format == "keep":
         return _Held(raw.to(device, copy=True), scale.to(device), packing)
@@ -142,8 +148,8 @@ def _place(network: nn.Module, source: Source, held: _Held) -> None:
     """Put a tensor where its name says; experts go into a stack that their first one makes."""
     path, _, leaf = source.tensor.name.rpartition(".")
     owner: nn.Module = network.get_submodule(path)
-    expert = source.tensor.expert
-    if expert is None:
+    slot = source.tensor.part.slot
+    if slot is None:
         _assign(owner, leaf, held)
         return
     present = getattr(owner, leaf)
@@ -157,10 +163,10 @@ def _place(network: nn.Module, source: Source, held: _Held) -> None:
             f"{source.tensor.published} is held as {held.name}, and not packed like other experts of its layer; "
             "the checkpoint mixes formats within a layer; pass --format bf16"
         )
-    (stack.data if isinstance(stack, Weight) else stack.detach())[expert].copy_(held.data)
+    (stack.data if isinstance(stack, Weight) else stack.detach())[slot].copy_(held.data)
     if isinstance(stack, Weight):
         assert held.scale is not None
-        stack.scale[expert].copy_(held.scale)
+        stack.scale[slot].copy_(held.scale)
 
 
 def _stack(held: _Held, count: int) -> _Held:

@@ -10,6 +10,7 @@ from tiefsee.errors import CheckpointError
 from tiefsee.files import TensorEntry
 from tiefsee.ops.formats import FP4_COLUMNS, num_blocks
 from tiefsee.spec.model import ModelSpec
+from tiefsee.spec.split import WHOLE, Split
 from tiefsee.spec.tensors import CheckpointTensor, checkpoint_tensors
 
 SCALE_SUFFIXES = (".weight_scale_inv", ".scale")
@@ -47,7 +48,7 @@ class Matched:
     has_mtp: bool = False
 
 
-def match_tensors(spec: ModelSpec, entries: Mapping[str, TensorEntry]) -> Matched:
+def match_tensors(spec: ModelSpec, entries: Mapping[str, TensorEntry], split: Split = WHOLE) -> Matched:
     """Pair the spec's tensors with those on disk. Raises one CheckpointError that names all that is wrong."""
     left = dict(entries)
     matched = Matched()
@@ -56,7 +57,7 @@ def match_tensors(spec: ModelSpec, entries: Mapping[str, TensorEntry]) -> Matche
     drafter = [name for name in left if DRAFTER.match(name)] if any(map(DSPARK.search, left)) else []
     for unused in drafter:
         del left[unused]
-    for tensor in checkpoint_tensors(spec):
+    for tensor in checkpoint_tensors(spec, split):
         name = next((n for n in (tensor.published, *tensor.aliases) if n in left), None)
         if name is None:
             missing.append(tensor)

@@ -61,7 +61,9 @@ def open_core(options: argparse.Namespace, model: str) -> EngineCore:
 
     set_threads(options.threads)
     config = EngineConfig(max_running=1, max_context=options.max_context, max_draft=options.max_draft)
-    core = build_core(model, options.device, options.dtype, options.format, config, progress=sys.stderr.isatty())
+    core = build_core(
+        model, options.device, options.dtype, options.format, config, tp=options.tp, progress=sys.stderr.isatty()
+    )
     for note in core.notes:
         print(f"tiefsee: {note}", file=sys.stderr)
     if core.tokenizer is None:

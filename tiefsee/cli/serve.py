@@ -39,6 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     keys.add_argument("--new-key", metavar="NAME", help="print a new key and its lines for the file, then exit")
     engine = parser.add_argument_group("engine")
     engine.add_argument("--device", default="cpu", help="cpu, cuda or npu (default: cpu)")
+    engine.add_argument("--tp", type=int, default=1, help="ranks that share the model, on devices from --device on")
     engine.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 (default: the checkpoint's)")
     engine.add_argument(
         "--format",
@@ -66,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
         say(f"{BUNDLED_MODEL} is a base model: it chats in V4's format, and its answers are not an assistant's")
     limits = ("max_context", "max_running", "max_step_tokens", "max_draft")
     config: dict[str, Any] = {name: value for name in limits if (value := getattr(options, name)) is not None}
-    engine = EngineOptions(model, options.device, options.dtype, options.format, config)
+    engine = EngineOptions(model, options.device, options.dtype, options.format, config, tp=options.tp)
     asyncio.run(serve(door_options(options, chat_format), engine, lambda text: print(text, file=sys.stderr)))
     return 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,12 +10,15 @@ import torch
 from tiefsee.checkpoint import LoadReport, load_network
 from tiefsee.engine.config import EngineConfig, plan_memory
 from tiefsee.engine.core import EngineCore
+from tiefsee.engine.ranks import Followers, RankJob, meeting_place
 from tiefsee.errors import ConfigError, OutOfMemory
 from tiefsee.files import ModelFiles, find_model, fingerprint
 from tiefsee.model import Network
-from tiefsee.ops import Operators, open_device, operators_for
+from tiefsee.ops import Operators, open_device, operators_for, rank_devices
+from tiefsee.ops.group import ALONE, Group
 from tiefsee.spec import ModelSpec, model_spec
 from tiefsee.spec.size import weight_bytes
+from tiefsee.spec.split import WHOLE, Split, split_of
 from tiefsee.text import Tokenizer
 from tiefsee.units import format_bytes
 
@@ -25,32 +28,85 @@ USUAL_MAX_DRAFT = 2
 
 
 def build_core(
-    model: str | Path, device: str, dtype: str, format: str, config: EngineConfig, *, progress: bool = False,
-    operators: Operators | None = None,
+    model: str | Path, device: str, dtype: str, format: str, config: EngineConfig, *, tp: int = 1,
+    progress: bool = False, operators: Operators | None = None,
 ) -> EngineCore:  # fmt: skip
     """Load a model and make room for its cache. See `LLM` for the arguments and errors.
 
-    `operators` is another table than the device's own.
+    `operators` is another table than the device's own; followers of several ranks (`tp`) have the device's.
     """
-    torch_device = open_device(device)
+    if tp < 1:
+        raise ConfigError(f"tp is {tp}; needed 1 or more ranks")
+    devices = rank_devices(device, tp)
+    for name in devices:
+        open_device(name)
     files = find_model(model)
+    split_of(model_spec(files.config), 0, tp)  # may raise: before any process is started
+    with meeting_place() as meeting:
+        threads = max(1, torch.get_num_threads() // devices.count(device))
+        jobs = [RankJob(rank, devices, meeting, str(model), dtype, format, threads) for rank in range(tp)]
+        followers = Followers(jobs[1:]) if tp > 1 else None
+        try:
+            loaded = load_rank(jobs[0], files, followers, operators, progress=progress)
+            return _engine(loaded, config, followers)
+        except BaseException:
+            if followers is not None:
+                followers.close()
+            raise
+
+
+@dataclass(frozen=True)
+class LoadedRank:
+    """One rank's network, and what is free on its device for its cache."""
+
+    network: Network
+    files: ModelFiles
+    report: LoadReport
+    dtype: str
+    free_bytes: float
+    notes: tuple[str, ...]
+
+
+def load_rank(
+    job: RankJob, files: ModelFiles | None = None, followers: Followers | None = None,
+    operators: Operators | None = None, *, progress: bool = False,
+) -> LoadedRank:  # fmt: skip
+    """Load the share of a model that one rank holds; the whole one where it is alone."""
+    files = files or find_model(job.model)
     spec = model_spec(files.config)
-    chosen = resolve_dtype(dtype, spec)
-    ops = operators or operators_for(torch_device)
-    format, converted = ops.resolve_format(format, spec)
-    check_memory(spec, format, chosen, torch_device, ops.free_bytes(torch_device))
-    network, report = load(files, spec, torch_device, ops, chosen, format, progress)
-    config = resolve_config(config, spec, report)
-    free = ops.free_bytes(torch_device)
-    plan, max_context = plan_memory(spec, config, config.cache_dtype or chosen, free, ops.layout)
+    device = open_device(job.device)
+    dtype = resolve_dtype(job.dtype, spec)
+    ops = operators or operators_for(device)
+    format, converted = ops.resolve_format(job.format, spec)
+    split = split_of(spec, job.rank, job.size)
+    check_memory(spec, format, dtype, device, ops.free_bytes(device) * job.device_share, split)
+    group = ALONE
+    if job.size > 1:
+        torch.set_num_threads(job.num_threads)
+        group = Group.open(job.rank, job.size, device, job.meeting)
+    if followers is not None:
+        followers.join(group)
+    network, report = load(files, spec, device, ops, dtype, format, progress, group)
+    said = (*filter(None, [converted]), *ops.remarks(spec, DTYPES[dtype]), *notes(spec, report))
+    return LoadedRank(network, files, report, dtype, ops.free_bytes(device) * job.device_share, said)
+
+
+def _engine(loaded: LoadedRank, config: EngineConfig, followers: Followers | None) -> EngineCore:
+    """The engine on a loaded network: cache, tokenizer, and the followers' caches like its own."""
+    files, network = loaded.files, loaded.network
+    config = resolve_config(config, network.spec, loaded.report)
+    free = min([loaded.free_bytes, *(followers.hear() if followers is not None else [])])
+    plan, max_context = plan_memory(network.spec, config, config.cache_dtype or loaded.dtype, free, network.ops.layout)
+    if followers is not None:
+        followers.tell(plan)
     tokenizer = None
     if (files.folder / "tokenizer.json").is_file():
         tokenizer = Tokenizer.from_folder(files.folder, files.config, files.generation_config)
     core = EngineCore(
         network, plan, max_context, config, tokenizer, files.generation_config, files.folder,
-        config.model_id or fingerprint(files),
+        config.model_id or fingerprint(files), followers,
     )  # fmt: skip
-    core.notes = [*filter(None, [converted]), *ops.remarks(spec, DTYPES[chosen]), *notes(spec, report)]
+    core.notes = list(loaded.notes)
     return core
 
 
@@ -73,29 +129,42 @@ def resolve_dtype(dtype: str, spec: ModelSpec) -> str:
     return chosen
 
 
-def check_memory(spec: ModelSpec, format: str, dtype: str, device: torch.device, free: float) -> None:
-    """OutOfMemory before anything is read, when the weights alone exceed what is free."""
-    needed = weight_bytes(spec, format, dtype)
+def check_memory(
+    spec: ModelSpec, format: str, dtype: str, device: torch.device, free: float, split: Split = WHOLE
+) -> None:
+    """OutOfMemory before anything is read, when the weights alone, or a rank's share of them, exceed what is free."""
+    needed = weight_bytes(spec, format, dtype, split=split)
     if needed <= free:
         return
-    others = {f: weight_bytes(spec, f, dtype) for f in ("keep", "int8") if f != format}
+    others = {f: weight_bytes(spec, f, dtype, split=split) for f in ("keep", "int8") if f != format}
     fitting = [f"--format {f} ({format_bytes(size)})" for f, size in others.items() if size <= free]
     advice = (
         f"{' or '.join(fitting)} would fit" if fitting else "no format of this model fits here; use a larger machine"
     )
     raise OutOfMemory(
-        f"the weights need {format_bytes(needed)} as {format}, and {device} has {format_bytes(free)} free: "
+        f"{'the weights need' if split.size == 1 else f'rank {split.rank} of {split.size} needs'} "
+        f"{format_bytes(needed)} as {format}, and {device} has {format_bytes(free)} free: "
         f"{format_bytes(needed - free)} too little; {advice}"
     )
 
 
 def load(
-    files: ModelFiles, spec: ModelSpec, device: torch.device, ops: Operators, dtype: str, format: str, progress: bool
+    files: ModelFiles,
+    spec: ModelSpec,
+    device: torch.device,
+    ops: Operators,
+    dtype: str,
+    format: str,
+    progress: bool,
+    group: Group,
 ) -> tuple[Network, LoadReport]:
     """An empty network on the meta device, filled tensor by tensor."""
     with torch.device("meta"):
-        network = Network(spec, ops)
-    report = load_network(network, spec, files, device=device, dtype=DTYPES[dtype], format=format, progress=progress)
+        network = Network(spec, ops, group)
+    report = load_network(
+        network, spec, files, device=device, dtype=DTYPES[dtype], format=format, progress=progress,
+        split=group.split(spec),
+    )  # fmt: skip
     return network.eval().requires_grad_(False), report
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tiefsee.engine.moved import Moved, MovedStream
+from tiefsee.engine.runner import CacheKind, Runner
 from tiefsee.engine.stored import StoredRows
 from tiefsee.ops.storage import Stored, checksum, convert
 from tiefsee.schedule import Request, handover
@@ -75,23 +76,22 @@ def scatter(core: EngineCore, request: Request, moved: Moved) -> None:
         if sent.num_tokens is not None:
             continue
         if sent.name in cache.pools:
-            pool = cache.pools[sent.name]
-            _put(pool, sent, stored, _pool_slots(pool, request, sent.num_rows))
+            slots = _pool_slots(cache.pools[sent.name], request, sent.num_rows)
+            _put(core.runner, "pools", sent, stored, slots)
         elif sent.name in cache.rings:
-            rings = cache.rings[sent.name]
-            _put(rings, sent, stored, _ring_slots(rings, request, sent.first, sent.first + sent.num_rows))
+            slots = _ring_slots(cache.rings[sent.name], request, sent.first, sent.first + sent.num_rows)
+            _put(core.runner, "rings", sent, stored, slots)
 
 
-def _put(store: StoredRows, sent: MovedStream, stored: Stored, slots: list[int] | range) -> None:
+def _put(runner: Runner, kind: CacheKind, sent: MovedStream, stored: Stored, slots: list[int] | range) -> None:
     """Rows [layers, rows, width] into slots, layer by layer; layers that this engine lacks are passed over."""
-    index = torch.tensor(list(slots), dtype=torch.int64, device=store.device)
+    store: StoredRows = getattr(runner.cache, kind)[sent.name]
     for row, layer in enumerate(sent.layers):
         if layer not in store.stream.layers or not len(slots):
             continue
         own: list[Tensor] = [plane[row] for plane in stored]
         converted = convert(own, sent.planes, store.planes)
-        place = store.stream.layers.index(layer)
-        store.write_stored(place, index, tuple(t.to(store.device) for t in converted))
+        runner.write(kind, sent.name, store.stream.layers.index(layer), list(slots), converted)
 
 
 def keep_state(core: EngineCore, request: Request, moved: Moved) -> None:
@@ -106,7 +106,7 @@ def keep_state(core: EngineCore, request: Request, moved: Moved) -> None:
         return
     try:
         for name, saved in wanted.items():
-            _put(saved, *kept[name], _snapshot_slots(saved, slot))
+            _put(core.runner, "snapshots", *kept[name], _snapshot_slots(saved, slot))
     except BaseException:
         handover.drop_boundary(core.scheduler, request, num_tokens)
         raise

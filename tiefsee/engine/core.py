@@ -27,6 +27,7 @@ from tiefsee.engine.fingerprint import network_fingerprint
 from tiefsee.engine.generation import Generation, sample_seed
 from tiefsee.engine.guide import Guide, Matcher
 from tiefsee.engine.moved import Moved, MovedDrafts
+from tiefsee.engine.ranks import Followers
 from tiefsee.engine.runner import Runner, StepResult
 from tiefsee.engine.sampling import Sampling
 from tiefsee.engine.speculate import Committed, Drafter, DraftLength
@@ -61,7 +62,7 @@ class EngineCore:
     def __init__(
         self, network: Network, plan: CachePlan, max_context: int, config: EngineConfig,
         tokenizer: Tokenizer | None = None, generation_config: Mapping[str, Any] | None = None,
-        folder: Path | None = None, fingerprint: str | None = None,
+        folder: Path | None = None, fingerprint: str | None = None, followers: Followers | None = None,
     ) -> None:  # fmt: skip
         self.spec: ModelSpec = network.spec
         self.config, self.plan, self.max_context = config, plan, max_context
@@ -69,7 +70,7 @@ class EngineCore:
         self.notes: list[str] = []  # of the load: what the user should know
         self.folder = folder or Path()  # of the checkpoint: chat formats are read from it
         self._fingerprint = fingerprint
-        self.runner = Runner(network, StreamCache(plan, network.device, network.ops))
+        self.runner = Runner(network, StreamCache(plan, network.device, network.ops), followers)
         self.scheduler = Scheduler(scheduler_config(config, plan, max_context))
         self.counters = Counters()
         self.draft_length = DraftLength(plan.max_draft)
@@ -81,6 +82,11 @@ class EngineCore:
         self._is_stuck = False
         if tokenizer is not None:
             self.guide = Guide(tokenizer, self.spec.vocab_size, self.eos_ids)
+
+    def close(self) -> None:
+        """End the other ranks, if there are any. The engine cannot step any more then."""
+        if self.runner.followers is not None:
+            self.runner.followers.close()
 
     # ------------------------------------------------------------------------------ requests
 
@@ -245,8 +251,7 @@ class EngineCore:
 
     def flush_orders(self) -> None:
         """Carry out what the scheduler has ordered for the next step: rows are then where it says they are."""
-        for order in self.scheduler.take_orders():
-            self.runner.cache.carry_out(order)
+        self.runner.carry_out(self.scheduler.take_orders())
 
     # ---------------------------------------------------------------------------------- step
 

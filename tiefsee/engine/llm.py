@@ -27,12 +27,13 @@ class LLM:
 
     `model` is a folder, a hub id or the name of a bundled model. `dtype` is what activations and plain
     weights are ("auto": the checkpoint's); `format` converts weights at load ("auto" leaves FP8 and FP4 packed
-    where the device can hold them, "keep" insists on it). Other options are those of `EngineConfig`. Raises
-    ModelNotFound, ConfigError, CheckpointError, DeviceError, OutOfMemory.
+    where the device can hold them, "keep" insists on it). With `tp` that many ranks share the model, each on a device
+    of its own from `device` on (on the CPU, in processes that share its cores); `close` ends them. Other options are
+    those of `EngineConfig`. Raises ModelNotFound, ConfigError, CheckpointError, DeviceError, OutOfMemory.
     """
 
     def __init__(
-        self, model: str | Path, *, device: str = "cpu", dtype: str = "auto", format: str = "auto",
+        self, model: str | Path, *, device: str = "cpu", dtype: str = "auto", format: str = "auto", tp: int = 1,
         progress: bool = False, **options: Any,
     ) -> None:  # fmt: skip
         unknown = set(options) - set(EngineConfig.__dataclass_fields__)
@@ -40,8 +41,19 @@ class LLM:
             raise ConfigError(
                 f"unknown options {sorted(unknown)}; known are {sorted(EngineConfig.__dataclass_fields__)}"
             )
-        self.core: EngineCore = build_core(model, device, dtype, format, EngineConfig(**options), progress=progress)
+        config = EngineConfig(**options)
+        self.core: EngineCore = build_core(model, device, dtype, format, config, tp=tp, progress=progress)
         self.tokenizer = self.core.tokenizer
+
+    def close(self) -> None:
+        """End the processes of other ranks, if there are any; they end with this process at the latest."""
+        self.core.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @classmethod
     def on(cls, core: EngineCore) -> LLM:

@@ -16,10 +16,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from tiefsee.engine.cache import PagedView
 from tiefsee.engine.generation import Generation
 from tiefsee.engine.moved import MovedDrafts
-from tiefsee.engine.runner import Runner, StepResult, ring_of
+from tiefsee.engine.runner import Places, Runner, StepResult
 from tiefsee.errors import NoToken
 from tiefsee.ops.view import Segment
 from tiefsee.schedule.batch import Entry
@@ -71,20 +70,20 @@ class Drafter:
         spans = [span for c in fills if (span := self._span(c, num_drafts)) is not None]
         if not spans:
             return
-        final_TD, draft_TXD = self._first_pass(spans, result)
+        draft_TXD = self._first_pass(spans, result)
         active = [i for i, s in enumerate(spans) if s.num_drafts]
         rows = [spans[i].row for i in active]
         for depth in range(1, num_drafts + 1):
             if not active:
                 return
-            logits = self.runner.network.logits(final_TD[rows])
+            logits = self.runner.logits(rows)
             for i, row_W in zip(active, logits, strict=True):
                 spans[i].draw(row_W, depth)
             keep = [n for n, i in enumerate(active) if spans[i].num_drafts > depth]
             if not keep:
                 return
             draft_TXD, active = draft_TXD[[rows[n] for n in keep]], [active[n] for n in keep]
-            final_TD, draft_TXD = self._next_pass([spans[i] for i in active], draft_TXD, depth)
+            draft_TXD = self._next_pass([spans[i] for i in active], draft_TXD, depth)
             rows = list(range(len(active)))
 
     def _span(self, c: Committed, num_drafts: int) -> _Span | None:
@@ -106,46 +105,38 @@ class Drafter:
             return None
         return _Span(c, first, max(first, last), origin, max(0, wanted))
 
-    def _first_pass(self, spans: Sequence[_Span], result: StepResult) -> tuple[Tensor, Tensor]:
+    def _first_pass(self, spans: Sequence[_Span], result: StepResult) -> Tensor:
         """MTP over all committed tokens (and the newest one): fills its streams, gives the first draft."""
-        cache, network = self.runner.cache, self.runner.network
+        cache = self.runner.cache
         committed_segments = [
             Segment(s.committed.segment.first, s.committed.segment.first + s.committed.end - s.committed.entry.start,
                     s.committed.entry.start) for s in spans
         ]  # fmt: skip
-        tables = [s.committed.entry.block_table for s in spans]
-        rings = [ring_of(s.committed.entry) for s in spans]
-        states = PagedView(cache, committed_segments, tables, rings)
+        states = Places.of(committed_segments, [s.committed.entry for s in spans]).view(cache)
         before = [
             states.recent("mtp_hidden", self.layer, i, 1) if s.first == s.committed.entry.start else None
             for i, s in enumerate(spans)
         ]
         hidden = torch.cat([s.hidden(result.draft_TXD, b) for s, b in zip(spans, before, strict=True)])
         states.remember("mtp_hidden", self.layer, result.draft_TXD)
-        tokens = torch.tensor([t for s in spans for t in s.tokens()], device=cache.device, dtype=torch.int64)
         segments, first = [], 0
         for s in spans:
             segments.append(Segment(first, first + s.last - s.first, s.first, s.origin))
             first += s.last - s.first
             s.row = first - 1
-        positions = torch.tensor([p for s in segments for p in range(s.start, s.end)], device=cache.device)
         live = [i for i, s in enumerate(segments) if s.num_tokens]
         if not live:
-            return hidden.new_zeros(0), hidden
-        view = PagedView(cache, [segments[i] for i in live], [tables[i] for i in live], [rings[i] for i in live])
-        output = network.draft(0, tokens, positions, hidden, view)
-        return output.final_TD, output.draft_TXD
+            return hidden
+        tokens = [t for s in spans for t in s.tokens()]
+        places = Places.of([segments[i] for i in live], [spans[i].committed.entry for i in live])
+        return self.runner.draft(0, tokens, places, hidden).draft_TXD
 
-    def _next_pass(self, spans: Sequence[_Span], hidden_TXD: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+    def _next_pass(self, spans: Sequence[_Span], hidden_TXD: Tensor, depth: int) -> Tensor:
         """One more draft: the last draft token with the MTP layer's own state before it."""
-        cache = self.runner.cache
         segments = [Segment(i, i + 1, s.committed.end + depth, s.origin) for i, s in enumerate(spans)]
-        tokens = torch.tensor([s.committed.entry.request.drafts[-1] for s in spans], device=cache.device)
-        positions = torch.tensor([s.start for s in segments], device=cache.device)
-        tables = [s.committed.entry.block_table for s in spans]
-        view = PagedView(cache, segments, tables, [ring_of(s.committed.entry) for s in spans])
-        output = self.runner.network.draft(0, tokens, positions, hidden_TXD, view)
-        return output.final_TD, output.draft_TXD
+        tokens = [s.committed.entry.request.drafts[-1] for s in spans]
+        places = Places.of(segments, [s.committed.entry for s in spans])
+        return self.runner.draft(0, tokens, places, hidden_TXD).draft_TXD
 
 
 @dataclass

@@ -8,13 +8,14 @@ e.g. "cpu:gloo,npu:hccl".
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tiefsee.errors import ConfigError
+from tiefsee.errors import ConfigError, DeviceError
 from tiefsee.spec.model import ModelSpec
 from tiefsee.spec.split import WHOLE, Split, split_of
 
@@ -38,6 +39,32 @@ class Group:
         world = dist.group.WORLD
         assert world is not None, "torch.distributed has not been started"
         return cls(dist.get_rank(world), dist.get_world_size(world), world)
+
+    @classmethod
+    def open(cls, rank: int, size: int, device: torch.device, meeting: str) -> Group:
+        """Meet the other ranks, which open theirs with the same file `meeting`: of tensors on the device, and on the
+        CPU. Raises DeviceError where this process has such a group already: torch.distributed knows one."""
+        if dist.is_initialized():
+            raise DeviceError(
+                "this process is one of several ranks already, and torch.distributed knows one group of them; close "
+                "the other engine first, or open this one in a process of its own"
+            )
+        torch.get_device_module(device).set_device(device)
+        own = dist.get_default_backend_for_device(device)
+        backend = own if own == "gloo" else f"cpu:gloo,{device.type}:{own}"
+        dist.init_process_group(backend, store=dist.FileStore(meeting, size), rank=rank, world_size=size)
+        return cls.of_all()
+
+    def close(self) -> None:
+        """Leave the group; it is of no use to anybody then."""
+        if self.process_group is not None and dist.is_initialized():
+            dist.destroy_process_group(self.process_group)
+
+    def abort(self) -> None:
+        """End what waits for other ranks, where the library can: gloo finds out by itself."""
+        if self.process_group is not None:
+            with suppress(RuntimeError):
+                self.process_group.abort()
 
     def split(self, spec: ModelSpec) -> Split:
         """What this rank holds of a model. Raises ConfigError where the model cannot be dealt out to so many."""

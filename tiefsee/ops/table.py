@@ -130,6 +130,17 @@ def operators_for(device: torch.device) -> Operators:
     return _backend(device.type).operators(device)
 
 
+def rank_devices(name: str, size: int) -> tuple[str, ...]:
+    """The devices of so many ranks, by name: "npu:4" and those that follow; ranks on the CPU share it."""
+    kind, _, index = name.partition(":")
+    _backend(kind)
+    if size == 1 or kind == "cpu":
+        return (name,) * size
+    if index and not index.isdecimal():
+        raise DeviceError(f"device {name!r} is not a device name; try '{kind}' or '{kind}:0'")
+    return tuple(f"{kind}:{int(index or 0) + rank}" for rank in range(size))
+
+
 def parse_device(name: str) -> torch.device:
     """The name as a torch device; DeviceError for `cpu:x` and the like."""
     try:

@@ -39,6 +39,7 @@ class EngineOptions(msgspec.Struct, frozen=True):
     format: str = "auto"
     config: dict[str, Any] = {}
     core: str = ""
+    tp: int = 1
 
 
 # ------------------------------------------------------------------------------------ commands

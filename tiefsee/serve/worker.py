@@ -287,8 +287,10 @@ def build(options: EngineOptions) -> Any:
         return getattr(import_module(module), function)(options)
     from tiefsee.engine.llm import LLM  # torch is imported here, with the watch already kept
 
-    llm = LLM(options.model, device=options.device, dtype=options.dtype, format=options.format, **options.config)
-    return llm.core
+    return LLM(
+        options.model, device=options.device, dtype=options.dtype, format=options.format, tp=options.tp,
+        **options.config,
+    ).core  # fmt: skip
 
 
 def serve(connection: socket.socket, outbox: Outbox) -> None:
