@@ -40,19 +40,49 @@ def build_core(
     devices = rank_devices(device, tp)
     for name in devices:
         open_device(name)
-    files = find_model(model)
-    split_of(model_spec(files.config), 0, tp)  # may raise: before any process is started
+    threads = max(1, torch.get_num_threads() // devices.count(device))
     with meeting_place() as meeting:
-        threads = max(1, torch.get_num_threads() // devices.count(device))
         jobs = [RankJob(rank, devices, meeting, str(model), dtype, format, threads) for rank in range(tp)]
-        followers = Followers(jobs[1:]) if tp > 1 else None
+        prepared = prepare_rank(jobs[0], operators)
+        if tp == 1:
+            return _engine(prepared.load(ALONE, progress), config, None)
+        followers = Followers(jobs[1:])
         try:
-            loaded = load_rank(jobs[0], files, followers, operators, progress=progress)
-            return _engine(loaded, config, followers)
+            followers.hear()  # each has found what it needs
+            group = prepared.meet()
+            followers.join(group)
+            return _engine(prepared.load(group, progress), config, followers)
         except BaseException:
-            if followers is not None:
-                followers.close()
+            followers.close()
             raise
+
+
+@dataclass(frozen=True)
+class PreparedRank:
+    """One rank whose model was found and fits its device; nothing is loaded yet."""
+
+    job: RankJob
+    files: ModelFiles
+    spec: ModelSpec
+    device: torch.device
+    ops: Operators
+    dtype: str
+    format: str
+    converted: str | None
+
+    def meet(self) -> Group:
+        """Wait for the other ranks, each in its process."""
+        torch.set_num_threads(self.job.num_threads)
+        return Group.open(self.job.rank, self.job.size, self.device, self.job.meeting)
+
+    def load(self, group: Group, progress: bool = False) -> LoadedRank:
+        """This rank's share of the weights; all of them where it is alone."""
+        network, report = load(self.files, self.spec, self.device, self.ops, self.dtype, self.format, progress, group)
+        free_bytes = self.ops.free_bytes(self.device) * self.job.device_share
+        remarks = (*self.ops.remarks(self.spec, DTYPES[self.dtype]), *notes(self.spec, report))
+        return LoadedRank(
+            network, self.files, report, self.dtype, free_bytes, (*filter(None, [self.converted]), *remarks)
+        )
 
 
 @dataclass(frozen=True)
@@ -67,28 +97,17 @@ class LoadedRank:
     notes: tuple[str, ...]
 
 
-def load_rank(
-    job: RankJob, files: ModelFiles | None = None, followers: Followers | None = None,
-    operators: Operators | None = None, *, progress: bool = False,
-) -> LoadedRank:  # fmt: skip
-    """Load the share of a model that one rank holds; the whole one where it is alone."""
-    files = files or find_model(job.model)
-    spec = model_spec(files.config)
+def prepare_rank(job: RankJob, operators: Operators | None = None) -> PreparedRank:
+    """Find the model and check that the device can hold the rank's share. See `build_core` for the errors."""
     device = open_device(job.device)
+    files = find_model(job.model)
+    spec = model_spec(files.config)
     dtype = resolve_dtype(job.dtype, spec)
     ops = operators or operators_for(device)
     format, converted = ops.resolve_format(job.format, spec)
     split = split_of(spec, job.rank, job.size)
     check_memory(spec, format, dtype, device, ops.free_bytes(device) * job.device_share, split)
-    group = ALONE
-    if job.size > 1:
-        torch.set_num_threads(job.num_threads)
-        group = Group.open(job.rank, job.size, device, job.meeting)
-    if followers is not None:
-        followers.join(group)
-    network, report = load(files, spec, device, ops, dtype, format, progress, group)
-    said = (*filter(None, [converted]), *ops.remarks(spec, DTYPES[dtype]), *notes(spec, report))
-    return LoadedRank(network, files, report, dtype, ops.free_bytes(device) * job.device_share, said)
+    return PreparedRank(job, files, spec, device, ops, dtype, format, converted)
 
 
 def _engine(loaded: LoadedRank, config: EngineConfig, followers: Followers | None) -> EngineCore:

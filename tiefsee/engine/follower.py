@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from tiefsee.engine.build import load_rank
+from tiefsee.engine.build import prepare_rank
 from tiefsee.engine.cache import StreamCache
 from tiefsee.engine.ranks import RankJob
 from tiefsee.engine.runner import Runner
@@ -28,9 +28,10 @@ EXIT_FAILED, EXIT_LEADER_GONE = 1, 3
 def follow(connection: Connection) -> None:
     """Until the leader closes the connection (EOFError)."""
     job: RankJob = connection.recv()
-    torch.set_num_threads(job.num_threads)
     try:
-        loaded = load_rank(job)
+        prepared = prepare_rank(job)
+        connection.send("ready to meet")
+        loaded = prepared.load(prepared.meet())
     except TiefseeError as error:
         connection.send(error)
         raise
