@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,7 +21,9 @@ from tests.family import VARIANTS, make_checkpoint
 from tests.tiny import CONFIGS, FAMILIES, prompt, relative_error, tiny_network, tiny_spec
 from tiefsee import LLM, Sampling
 from tiefsee.checkpoint import save_network
-from tiefsee.errors import ConfigError, DeviceError
+from tiefsee.engine import build
+from tiefsee.errors import ConfigError, DeviceError, ModelNotFound
+from tiefsee.ops.group import Group
 
 GREEDY = Sampling(temperature=0, max_tokens=24, ignore_eos=True)
 OPTIONS = {"max_context": 1024, "cache_bytes": 2e8, "max_running": 4}
@@ -43,6 +46,12 @@ def until(condition, seconds=20.0):
     while not condition():
         assert time.monotonic() < end, "it did not come true in time"
         time.sleep(0.02)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def on_the_cpu_only(device):
+    if device != "cpu":
+        pytest.skip("these ranks are on the CPU, whatever device the other tests have")
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +80,8 @@ def test_the_same_answers(folder, family, tp):
             llm.core.draft_length.choose = lambda num_requests: drafts
         prompts = [prompt(n) for n in (1, 5, 260, 300)]
         for chunk in (200, 7):
-            for found, needed in zip(
-                shared.logits(prompts, chunk=chunk), alone.logits(prompts, chunk=chunk), strict=True
-            ):
+            both = (llm.logits(prompts, chunk=chunk) for llm in (shared, alone))
+            for found, needed in zip(*both, strict=True):
                 assert relative_error(found, needed) < 1e-4
         sampled = [GREEDY, Sampling(temperature=1.0, seed=4, max_tokens=30, ignore_eos=True, n=2)]
         for sampling in sampled:
@@ -191,7 +199,7 @@ def test_a_follower_that_dies_is_named(folder):
         with pytest.raises(DeviceError, match=rf"rank 2 \(process {pids[1]}\) ended with status -9"):
             llm.generate(prompt(5), GREEDY)
         assert time.monotonic() - began < 20
-        with pytest.raises(DeviceError, match="have ended: rank 2 .*load the model again"):
+        with pytest.raises(DeviceError, match=r"have ended: rank 2 .*load the model again"):
             llm.generate(prompt(5), GREEDY)
         assert not any(map(is_alive, pids))
 
@@ -236,19 +244,20 @@ def test_followers_end_with_the_leader(folder, how):
     assert leader.returncode == -how
 
 
-def test_a_follower_that_cannot_load_says_why(folder, monkeypatch):
-    """The leader finds its weights; the other rank does not."""
-    from tiefsee.engine import build
+def test_what_a_follower_could_not_do_is_said_here(folder, monkeypatch):
+    """The leader finds its weights; the other rank does not, or is killed before it can say so."""
+    jobs_of = build.Followers
+    monkeypatch.setattr(build, "Followers", lambda jobs: jobs_of([replace(job, model="elsewhere") for job in jobs]))
+    with pytest.raises(ModelNotFound, match="no model 'elsewhere'"):
+        LLM(folder("v2"), tp=2, **OPTIONS)
 
-    real = build.Followers
+    def killed(jobs):
+        followers = jobs_of(jobs)
+        followers._processes[0].kill()
+        return followers
 
-    def elsewhere(jobs):
-        from dataclasses import replace
-
-        return real([replace(job, model="no-such-model") for job in jobs])
-
-    monkeypatch.setattr(build, "Followers", elsewhere)
-    with pytest.raises(DeviceError, match=r"rank 1 \(process \d+\)"):
+    monkeypatch.setattr(build, "Followers", killed)
+    with pytest.raises(DeviceError, match=r"rank 1 \(process \d+\) ended with status -9.* before it was ready"):
         LLM(folder("v2"), tp=2, **OPTIONS)
 
 
@@ -260,7 +269,5 @@ def test_memory_is_planned_per_rank(folder, monkeypatch):
 
 
 def test_gradients_are_refused():
-    from tiefsee.ops.group import Group
-
     with pytest.raises(ConfigError, match="train a network on one rank"):
         Group(0, 2).all_reduce(torch.ones(2, requires_grad=True))

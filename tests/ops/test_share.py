@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -28,7 +30,7 @@ def test_shares_sum_to_the_whole(table, dtype, borders, num_tokens):
     with torch.inference_mode():
         whole = ops.run_experts(hidden, picks, weights, w1, w2, w3, 1.5).float()
         total = torch.zeros_like(whole)
-        for first, end in zip(borders, borders[1:], strict=False):
+        for first, end in pairwise(borders):
             part = ops.run_experts(
                 hidden, picks, weights, w1[first:end], w2[first:end], w3[first:end], 1.5, share=(first, NUM_EXPERTS)
             )
