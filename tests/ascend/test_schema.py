@@ -113,6 +113,8 @@ def test_int8_products_at_published_dimensions():
         picks = torch.zeros(5, 8, dtype=torch.int64, device=META)
         stacks = packed(experts, f, d), packed(experts, d, f), packed(experts, f, d)
         assert ops.run_experts(x, picks, picks.float(), *stacks, None).shape == (5, d)
+        own = packed(32, f, d), packed(32, d, f), packed(32, f, d)  # of one rank of eight
+        assert ops.run_experts(x, picks, picks.float(), *own, None, (64, experts)).shape == (5, d)
     assert {"npu_dynamic_quant", "npu_quant_matmul"} <= SEEN
 
 

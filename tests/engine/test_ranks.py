@@ -246,13 +246,13 @@ def test_followers_end_with_the_leader(folder, how):
 
 def test_what_a_follower_could_not_do_is_said_here(folder, monkeypatch):
     """The leader finds its weights; the other rank does not, or is killed before it can say so."""
-    jobs_of = build.Followers
-    monkeypatch.setattr(build, "Followers", lambda jobs: jobs_of([replace(job, model="elsewhere") for job in jobs]))
+    followers_of = build.Followers
+    monkeypatch.setattr(build, "Followers", lambda leader: followers_of(replace(leader, model="elsewhere")))
     with pytest.raises(ModelNotFound, match="no model 'elsewhere'"):
         LLM(folder("v2"), tp=2, **OPTIONS)
 
-    def killed(jobs):
-        followers = jobs_of(jobs)
+    def killed(leader):
+        followers = followers_of(leader)
         followers._processes[0].kill()
         return followers
 

@@ -10,7 +10,7 @@ import torch
 from tiefsee.checkpoint import LoadReport, load_network
 from tiefsee.engine.config import EngineConfig, plan_memory
 from tiefsee.engine.core import EngineCore
-from tiefsee.engine.ranks import Followers, RankJob, meeting_place
+from tiefsee.engine.ranks import Followers, RankJob
 from tiefsee.errors import ConfigError, OutOfMemory
 from tiefsee.files import ModelFiles, find_model, fingerprint
 from tiefsee.model import Network
@@ -40,21 +40,18 @@ def build_core(
     devices = rank_devices(device, tp)
     for name in devices:
         open_device(name)
-    threads = max(1, torch.get_num_threads() // devices.count(device))
-    with meeting_place() as meeting:
-        jobs = [RankJob(rank, devices, meeting, str(model), dtype, format, threads) for rank in range(tp)]
-        prepared = prepare_rank(jobs[0], operators)
-        if tp == 1:
-            return _engine(prepared.load(ALONE, progress), config, None)
-        followers = Followers(jobs[1:])
-        try:
-            followers.hear()  # each has found what it needs
-            group = prepared.meet()
-            followers.join(group)
-            return _engine(prepared.load(group, progress), config, followers)
-        except BaseException:
-            followers.close()
-            raise
+    prepared = prepare_rank(RankJob.lead(devices, str(model), dtype, format), operators)
+    if tp == 1:
+        return _engine(prepared.load(ALONE, progress), config, None)
+    followers = Followers(prepared.job)
+    try:
+        followers.hear()  # each has found what it needs
+        group = prepared.meet()
+        followers.join(group)
+        return _engine(prepared.load(group, progress), config, followers)
+    except BaseException:
+        followers.close()
+        raise
 
 
 @dataclass(frozen=True)

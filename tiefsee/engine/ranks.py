@@ -18,12 +18,14 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from tiefsee.errors import DeviceError, TiefseeError
 from tiefsee.ops.group import Group
@@ -33,7 +35,8 @@ FAREWELL_S = 5.0
 
 @dataclass(frozen=True)
 class RankJob:
-    """What one rank loads. `meeting` is the file where ranks find each other; `devices` has one for each."""
+    """What one rank loads. `devices` has one for each rank; `meeting` is the file where they find each other, which
+    NCCL and HCCL look into at the first collective, long after the ranks have met."""
 
     rank: int
     devices: tuple[str, ...]
@@ -42,6 +45,14 @@ class RankJob:
     dtype: str
     format: str
     num_threads: int
+
+    @classmethod
+    def lead(cls, devices: tuple[str, ...], model: str, dtype: str, format: str) -> RankJob:
+        """That of the first rank. Ranks that share a device share its threads; several meet in a folder that only this
+        user can read."""
+        threads = max(1, torch.get_num_threads() // devices.count(devices[0]))
+        meeting = str(Path(tempfile.mkdtemp(prefix="tiefsee-ranks-")) / "store") if len(devices) > 1 else ""
+        return cls(0, devices, meeting, model, dtype, format, threads)
 
     @property
     def device(self) -> str:
@@ -60,13 +71,14 @@ class RankJob:
 class Followers:
     """The other ranks of an engine, as its leader sees them."""
 
-    def __init__(self, jobs: Sequence[RankJob]) -> None:
+    def __init__(self, leader: RankJob) -> None:
         self._connections: list[Connection] = []
         self._processes: list[subprocess.Popen[bytes]] = []
         self._group: Group | None = None
         self._ended: str | None = None
-        self._finalizer = weakref.finalize(self, _end, self._connections, self._processes)
-        for job in jobs:
+        folder = str(Path(leader.meeting).parent)
+        self._finalizer = weakref.finalize(self, _end, folder, self._connections, self._processes)
+        for job in (replace(leader, rank=rank) for rank in range(1, leader.size)):
             ours, theirs = socket.socketpair()
             with theirs:
                 command = [sys.executable, "-P", "-m", "tiefsee.engine.follower", str(theirs.fileno())]
@@ -160,7 +172,7 @@ def _watch(followers: weakref.ref[Followers], process: subprocess.Popen[bytes]) 
         group.abort()
 
 
-def _end(connections: list[Connection], processes: list[subprocess.Popen[bytes]]) -> None:
+def _end(folder: str, connections: list[Connection], processes: list[subprocess.Popen[bytes]]) -> None:
     for connection in connections:
         connection.close()
     for process in processes:
@@ -169,13 +181,4 @@ def _end(connections: list[Connection], processes: list[subprocess.Popen[bytes]]
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-@contextmanager
-def meeting_place() -> Iterator[str]:
-    """A file where ranks find each other, that only this user can read; gone once they have met."""
-    folder = tempfile.mkdtemp(prefix="tiefsee-ranks-")
-    try:
-        yield str(Path(folder) / "store")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
