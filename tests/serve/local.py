@@ -28,11 +28,11 @@ class Server:
     """One engine, and doors to it. Everything that touches them runs on `loop`, in a thread."""
 
     def __init__(self, **config: Any) -> None:
-        core = config.pop("core", "")
+        core, tp = config.pop("core", ""), config.pop("tp", 1)
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
-        self.engine = EngineClient(EngineOptions(MODEL, dtype="float32", config=config, core=core))
+        self.engine = EngineClient(EngineOptions(MODEL, dtype="float32", config=config, core=core, tp=tp))
         self.do(self.engine.start())
 
     def do(self, work: Any, at_most_s: float = 120) -> Any:

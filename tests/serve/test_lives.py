@@ -65,6 +65,36 @@ def test_kill_9_under_32_streams():
         assert b"tiefsee:engine_restarts_total" in ask(url, path="/metrics")[2]
 
 
+def children_of(pid):
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(child) for child in file.read().split()]
+
+
+def test_ranks_serve_and_the_death_of_one_is_survived(server, url):
+    """Two ranks answer as one does. When a follower is killed in mid-stream the engine ends with its reason, and the
+    next one is up soon after, with a follower of its own."""
+    asked = {"prompt": "The", "max_tokens": 20, "temperature": 0}
+    needed = json.loads(ask(url, "POST", "/v1/completions", asked)[2])["choices"][0]["text"]
+    with serving(tp=2, max_context=2048) as shared, shared.door(shared.app()) as url_of_ranks:
+        status, _, data = ask(url_of_ranks, "POST", "/v1/completions", asked)
+        assert (status, json.loads(data)["choices"][0]["text"]) == (200, needed)
+        first = shared.engine.info.pid
+        (follower,) = children_of(first)
+        connection, answer = open_stream(url_of_ranks, LONG)
+        answer.readline()
+        os.kill(follower, signal.SIGKILL)
+        assert f"rank 1 (process {follower}) ended with status -9" in answer.read().decode()
+        connection.close()
+        status, _, data = ask(url_of_ranks, "POST", "/v1/completions", asked)
+        assert (status, json.loads(data)["choices"][0]["text"]) == (200, needed)
+        second = shared.engine.info.pid
+        followers = children_of(second)
+        assert second != first
+        assert len(followers) == 1
+        os.kill(second, signal.SIGKILL)
+        wait_for(lambda: not os.path.exists(f"/proc/{followers[0]}"))
+
+
 def test_one_who_does_not_read_holds_up_nobody(server, url):
     parts = urlsplit(url)
     body = json.dumps({**LONG, "logprobs": 20})
