@@ -7,8 +7,10 @@ e.g. "cpu:gloo,npu:hccl".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +24,8 @@ from tiefsee.spec.split import WHOLE, Split, split_of
 # torch 2.13 renamed the two.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,8 @@ class Group:
         torch.get_device_module(device).set_device(device)
         own = dist.get_default_backend_for_device(device)
         backend = own if own == "gloo" else f"cpu:gloo,{device.type}:{own}"
-        dist.init_process_group(backend, store=dist.FileStore(meeting, size), rank=rank, world_size=size)
+        with _loopback():
+            dist.init_process_group(backend, store=dist.FileStore(meeting, size), rank=rank, world_size=size)
         return cls.of_all()
 
     def close(self) -> None:
@@ -125,3 +130,18 @@ class Group:
 
 
 ALONE = Group()
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """Let gloo talk over the loopback interface, unless the user has named another: all ranks are on this machine, and
+    by itself it takes the address of the host's name, where there may be none and where others may listen."""
+    names = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
+    if not names or GLOO_INTERFACE in os.environ:
+        yield
+        return
+    os.environ[GLOO_INTERFACE] = names[0]
+    try:
+        yield
+    finally:
+        del os.environ[GLOO_INTERFACE]
