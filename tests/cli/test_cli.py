@@ -61,6 +61,15 @@ def test_inspect_needs_no_torch(model):
         assert facts["active_parameters"] == pytest.approx(49e9, rel=0.01)
 
 
+def test_inspect_says_what_each_rank_holds():
+    facts = json.loads(tiefsee("inspect", "v2-lite", "--tp", "4", "--json").stdout)
+    assert 0.25 < facts["rank_weight_bytes"]["bf16"] / facts["weight_bytes"]["bf16"] < 0.26
+    assert "on each of 4" in tiefsee("inspect", "v2-lite", "--tp", "4").stdout
+    assert "cannot share 16 attention heads; use 16 or fewer" in one_line_error(
+        tiefsee("inspect", "v2-lite", "--tp", "32")
+    )
+
+
 def test_inspect_a_config(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIGS["v4"]))
     for path in (tmp_path, tmp_path / "config.json"):

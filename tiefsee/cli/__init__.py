@@ -82,6 +82,7 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="folder, config.json, hub id or preset (v3, v4-flash, ..)")
     parser.add_argument("--json", action="store_true", help="machine-readable")
+    parser.add_argument("--tp", type=int, default=1, help="also say what each of so many ranks holds")
     parser.set_defaults(handler=_later("inspect"))
 
 

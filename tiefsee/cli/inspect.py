@@ -10,6 +10,7 @@ from typing import Any
 from tiefsee.errors import ModelNotFound
 from tiefsee.spec import ModelSpec, cache_streams, model_spec, preset, preset_names
 from tiefsee.spec.size import FORMATS, count_parameters, weight_bytes
+from tiefsee.spec.split import split_of
 from tiefsee.streams import block_tokens
 from tiefsee.units import format_bytes, format_quantity
 
@@ -18,7 +19,7 @@ CACHE_DTYPE = "bfloat16"
 
 def run(options: argparse.Namespace) -> int:
     name, spec = open_spec(options.model)
-    facts = describe(name, spec, free_host_bytes())
+    facts = describe(name, spec, free_host_bytes(), options.tp)
     print(json.dumps(facts, indent=2) if options.json else "\n".join(report(facts)))
     return 0
 
@@ -44,13 +45,15 @@ def open_spec(model: str) -> tuple[str, ModelSpec]:
         raise
 
 
-def describe(name: str, spec: ModelSpec, free: float | None) -> dict[str, Any]:
-    """Everything that is printed, in base units; also the --json answer."""
+def describe(name: str, spec: ModelSpec, free: float | None, tp: int = 1) -> dict[str, Any]:
+    """Everything that is printed, in base units; also the --json answer. `tp` ranks share the weights."""
+    split = split_of(spec, 0, tp)
     count = count_parameters(spec)
     dtype = spec.dtype if spec.dtype in ("float32", "bfloat16", "float16") else "bfloat16"
     streams = cache_streams(spec, speculate=False)
     drafting = cache_streams(spec, speculate=True)
-    weights = {f: weight_bytes(spec, f, {"fp32": "float32"}.get(f, dtype)) for f in FORMATS}
+    dtypes = {f: {"fp32": "float32"}.get(f, dtype) for f in FORMATS}
+    weights = {f: weight_bytes(spec, f, dtypes[f]) for f in FORMATS}
     return {
         "model": name,
         "model_type": spec.model_type,
@@ -63,6 +66,8 @@ def describe(name: str, spec: ModelSpec, free: float | None) -> dict[str, Any]:
         "layers": [f"{attention}/{ffn}" for attention, ffn in spec.kinds()],
         "mtp_layers": [f"{layer.attention.kind}/{layer.ffn.kind}" for layer in spec.mtp_layers],
         "weight_bytes": weights,
+        "tp": tp,
+        "rank_weight_bytes": {f: weight_bytes(spec, f, dtypes[f], split=split) for f in FORMATS} if tp > 1 else weights,
         "block_tokens": block_tokens(streams),
         "cache": {
             s.name: {
@@ -112,7 +117,11 @@ def report(facts: dict[str, Any]) -> list[str]:
 
 def _weights(facts: dict[str, Any]) -> list[str]:
     names = {"keep": "as published"}
-    return [f"{names.get(f, f):<14}{_size(size):>10}" for f, size in facts["weight_bytes"].items()]
+    lines = [f"{names.get(f, f):<14}{_size(size):>10}" for f, size in facts["weight_bytes"].items()]
+    if facts["tp"] == 1:
+        return lines
+    shares = facts["rank_weight_bytes"].values()
+    return [f"{line}{_size(size):>10} on each of {facts['tp']}" for line, size in zip(lines, shares, strict=True)]
 
 
 def _fits(facts: dict[str, Any]) -> list[str]:
