@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -164,20 +165,23 @@ def test_a_request_moves_to_ranks_and_back(folder):
 # ------------------------------------------------------------------------------ starting and ending
 
 
-def test_too_many_ranks_are_refused_before_a_process_starts(folder):
+def test_too_many_ranks_are_refused_before_a_process_starts(folder, monkeypatch):
+    monkeypatch.setattr(build, "Followers", None)
     with pytest.raises(ConfigError, match="4 ranks cannot share 3 attention heads; use 3 or fewer"):
         LLM(folder("v3"), tp=4)
     with pytest.raises(ConfigError, match="tp is 0; needed 1 or more"):
         LLM(folder("v3"), tp=0)
 
 
-def test_close_ends_the_others(folder):
+def test_close_ends_the_others(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     llm = LLM(folder("v2"), tp=2, **OPTIONS)
     pids = follower_pids(llm)
     assert all(map(is_alive, pids))
     llm.close()
     llm.close()
     assert not any(map(is_alive, pids))
+    assert not [*tmp_path.iterdir()]
     with pytest.raises(DeviceError, match="closed; load the model again"):
         llm.generate(prompt(5), GREEDY)
 

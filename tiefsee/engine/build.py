@@ -46,7 +46,7 @@ def build_core(
     followers = Followers(prepared.job)
     try:
         followers.hear()  # each has found what it needs
-        group = prepared.meet()
+        group = prepared.meet(followers.meeting)
         followers.join(group)
         return _engine(prepared.load(group, progress), config, followers)
     except BaseException:
@@ -67,10 +67,10 @@ class PreparedRank:
     format: str
     converted: str | None
 
-    def meet(self) -> Group:
-        """Wait for the other ranks, each in its process."""
+    def meet(self, meeting: str) -> Group:
+        """Wait for the other ranks, each in its process; all name the same file."""
         torch.set_num_threads(self.job.num_threads)
-        return Group.open(self.job.rank, self.job.size, self.device, self.job.meeting)
+        return Group.open(self.job.rank, self.job.size, self.device, meeting)
 
     def load(self, group: Group, progress: bool = False) -> LoadedRank:
         """This rank's share of the weights; all of them where it is alone."""

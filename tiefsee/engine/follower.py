@@ -11,7 +11,6 @@ import select
 import signal
 import sys
 import threading
-from contextlib import suppress
 from multiprocessing.connection import Connection
 
 import torch
@@ -23,18 +22,20 @@ from tiefsee.engine.runner import Runner
 from tiefsee.errors import TiefseeError
 
 EXIT_FAILED, EXIT_LEADER_GONE = 1, 3
+FAREWELL_MS = 1000
 
 
 def follow(connection: Connection) -> None:
-    """Until the leader closes the connection (EOFError)."""
-    job: RankJob = connection.recv()
+    """Until the leader closes the connection (EOFError), or this rank could not load, which the leader then says."""
+    job: RankJob
+    job, meeting = connection.recv()
     try:
         prepared = prepare_rank(job)
         connection.send("ready to meet")
-        loaded = prepared.load(prepared.meet())
+        loaded = prepared.load(prepared.meet(meeting))
     except TiefseeError as error:
         connection.send(error)
-        raise
+        return
     connection.send(loaded.free_bytes)
     network = loaded.network
     runner = Runner(network, StreamCache(connection.recv(), network.device, network.ops))
@@ -48,20 +49,30 @@ def end_with_leader(connection: Connection) -> None:
     """A thread that ends this process when the leader has closed its end, whatever this one waits for."""
 
     def watch() -> None:
-        poll = select.poll()
-        poll.register(connection.fileno(), 0)  # a hang-up is reported without being asked for
-        poll.poll()
-        os._exit(EXIT_LEADER_GONE)
+        if is_gone(connection, None):
+            os._exit(EXIT_LEADER_GONE)
 
     threading.Thread(target=watch, name="end-with-leader", daemon=True).start()
+
+
+def is_gone(connection: Connection, at_most_ms: int | None) -> bool:
+    """Whether the leader has closed its end, now or within that time (None: wait for it)."""
+    poll = select.poll()
+    poll.register(connection.fileno(), 0)  # a hang-up is reported without being asked for
+    return bool(poll.poll(at_most_ms))
 
 
 def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the leader's
     connection = Connection(int(arguments[0]))
     end_with_leader(connection)
-    with suppress(EOFError, TiefseeError):  # the leader says what went wrong
+    try:
         follow(connection)
+    except Exception:
+        # A leader that dies breaks off a collective here too: nothing to report then.
+        if is_gone(connection, FAREWELL_MS):
+            return EXIT_LEADER_GONE
+        raise
     return EXIT_FAILED
 
 

@@ -35,12 +35,10 @@ FAREWELL_S = 5.0
 
 @dataclass(frozen=True)
 class RankJob:
-    """What one rank loads. `devices` has one for each rank; `meeting` is the file where they find each other, which
-    NCCL and HCCL look into at the first collective, long after the ranks have met."""
+    """What one rank loads. `devices` has one for each rank."""
 
     rank: int
     devices: tuple[str, ...]
-    meeting: str
     model: str
     dtype: str
     format: str
@@ -48,11 +46,8 @@ class RankJob:
 
     @classmethod
     def lead(cls, devices: tuple[str, ...], model: str, dtype: str, format: str) -> RankJob:
-        """That of the first rank. Ranks that share a device share its threads; several meet in a folder that only this
-        user can read."""
-        threads = max(1, torch.get_num_threads() // devices.count(devices[0]))
-        meeting = str(Path(tempfile.mkdtemp(prefix="tiefsee-ranks-")) / "store") if len(devices) > 1 else ""
-        return cls(0, devices, meeting, model, dtype, format, threads)
+        """That of the first rank. Ranks that share a device share its threads."""
+        return cls(0, devices, model, dtype, format, max(1, torch.get_num_threads() // devices.count(devices[0])))
 
     @property
     def device(self) -> str:
@@ -76,7 +71,10 @@ class Followers:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._group: Group | None = None
         self._ended: str | None = None
-        folder = str(Path(leader.meeting).parent)
+        # Ranks find each other by a file in a folder that only this user can read. NCCL and HCCL look into it at the
+        # first collective, long after the ranks have met: it is kept until the end.
+        folder = tempfile.mkdtemp(prefix="tiefsee-ranks-")
+        self.meeting = str(Path(folder) / "store")
         self._finalizer = weakref.finalize(self, _end, folder, self._connections, self._processes)
         for job in (replace(leader, rank=rank) for rank in range(1, leader.size)):
             ours, theirs = socket.socketpair()
@@ -91,7 +89,7 @@ class Followers:
                     )
                 )  # fmt: skip
             self._connections.append(Connection(ours.detach()))
-            self._connections[-1].send(job)
+            self._connections[-1].send((job, self.meeting))
 
     def join(self, group: Group) -> None:
         """All ranks have met. From now on a follower that dies breaks off what the others wait for."""
