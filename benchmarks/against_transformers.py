@@ -61,12 +61,13 @@ def token_ids(batch: int, length: int) -> list[list[int]]:
     return torch.randint(0, 100_000, (batch, length), generator=torch.Generator().manual_seed(batch)).tolist()
 
 
-def measure_tiefsee(folder: Path) -> dict[str, float]:
+def measure_tiefsee(folder: Path, tp: int = 1) -> dict[str, float]:
     from tiefsee import LLM, Sampling
 
     llm = LLM(
-        folder, dtype="bfloat16", max_context=1024, max_running=16, max_step_tokens=1024, enable_prefix_cache=False
-    )
+        folder, dtype="bfloat16", max_context=1024, max_running=16, max_step_tokens=1024, enable_prefix_cache=False,
+        tp=tp,
+    )  # fmt: skip
     sampling = Sampling(temperature=0, max_tokens=STEPS + 1, ignore_eos=True)
     figures = {}
     for name, batch, length in [("prefill", 1, PREFILL), *((f"decode {b}", b, PROMPT) for b in BATCHES)]:
