@@ -2,9 +2,9 @@
 
     python benchmarks/identify.py measured_serving.csv [--seen] [--within]
 
-The table is that of `tiefsee.plan.measured`; runs on one pool whose layout is known are grouped by chip, stack,
-release, precision and layout, and each group of MIN_ROWS or more is one endpoint. It is judged by a calibration that
-its own family (chip, stack and source) took no part in, or with --seen by the shipped one, which was fitted on it.
+The table is that of `tiefsee.plan.evidence.measured`; runs on one pool whose layout is known are grouped by chip,
+stack, release, precision and layout, and each group of MIN_ROWS or more is one endpoint. It is judged by a calibration
+that its own family (chip, stack and source) took no part in, or with --seen by the shipped one, which was fitted on it.
 --within prints the figures of identify/field.py instead: how errors of one deployment go together.
 """
 
@@ -19,13 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tiefsee.plan.calibrated import Calibrated, shipped
+from tiefsee.plan.evidence.measured import LENGTH_SHARE, Run, read_measured
+from tiefsee.plan.fitted.calibrated import Calibrated, shipped
+from tiefsee.plan.fitting.refit import calibrated_without
+from tiefsee.plan.fitting.samples import run_deployment, run_load
 from tiefsee.plan.identify import Field, Row, identify
 from tiefsee.plan.identify.deployments import hypotheses_of, usual_chips
 from tiefsee.plan.identify.fitted import FittedPredictor
-from tiefsee.plan.measured import LENGTH_SHARE, Run, read_measured
-from tiefsee.plan.refit import calibrated_without
-from tiefsee.plan.samples import run_deployment, run_load
 from tiefsee.spec import preset
 
 MIN_ROWS, MOST_ROWS = 5, 14

@@ -103,7 +103,7 @@ def install(venv: Path) -> Path:
 
 
 def machine() -> str:
-    from tiefsee.plan.measure_chip import cpu_model, num_cores
+    from tiefsee.plan.evidence.measure_chip import cpu_model, num_cores
 
     return f"{cpu_model()}, {num_cores()} cores, load {os.getloadavg()[0]:.1f} before the first run"
 
@@ -185,7 +185,7 @@ def shown(best: Any) -> Iterable[str]:
 
 def sample(path: Path | None, per_slice: int, seed: int) -> list[dict[str, Any]]:
     """Measured runs, as many of each chip, stack and precision; what either tool needs to know of them."""
-    from tiefsee.plan.measured import LENGTH_SHARE, read_measured, shipped_runs
+    from tiefsee.plan.evidence.measured import LENGTH_SHARE, read_measured, shipped_runs
 
     slices: dict[str, dict[Any, Any]] = defaultdict(dict)
     for run in shipped_runs() if path is None else read_measured(path):

@@ -111,7 +111,7 @@ def _last_digit(number: str) -> float:
 
 def fitted_table() -> str:
     """The base efficiencies as they are shipped."""
-    from tiefsee.plan.efficiency import FIELDS, calibration
+    from tiefsee.plan.fitted.efficiency import FIELDS, calibration
 
     base = calibration().base
     lines = ["| fitted | value | | fitted | value |", "|---|---|---|---|---|"]

@@ -23,6 +23,11 @@ LEVELS = {
     "__main__": 8,
     "models": 7,  # the bundled weights: data, and nobody imports it from below
 }
+# Within `plan`, in the order of a question: each imports only from houses before it (docs/structure.md).
+PLAN = (
+    "names", "figures", "evidence", "report", "training", "fitted", "times", "serving", "question", "answers",
+    "predictor", "identify", "search", "mixed", "simulate", "documents", "fitting", "accuracy",
+)  # fmt: skip
 # The names that tiefsee/__init__.py hands out, and the package that each of them really comes from.
 EXPORTS = dict.fromkeys(("LLM", "Sampling", "Engine"), "engine")
 # `plan` is for cli and fleet only: the engine that it predicts must not depend on it.
@@ -61,7 +66,7 @@ def violations(root: Path) -> list[str]:
         own = place.parts[0].removesuffix(".py")
         module = ["tiefsee", *place.parts[:-1]]
         for name in imported_names(ast.parse(path.read_text(encoding="utf-8")), module):
-            complaint = judge(own, name)
+            complaint = judge(own, name) or judge_plan(place.parts, name)
             if complaint:
                 found.append(f"{place}: {complaint}")
     return found
@@ -88,6 +93,20 @@ def judge(own: str, name: str) -> str | None:
     return None
 
 
+def judge_plan(place: tuple[str, ...], name: str) -> str | None:
+    """What is wrong with a module of `plan` importing the dotted `name`, or None."""
+    parts = name.split(".")
+    if place[0] != "plan" or place[1] == "__init__.py" or parts[:2] != ["tiefsee", "plan"]:
+        return None
+    own, other = place[1].removesuffix(".py"), parts[2]
+    strange = next((house for house in (own, other) if house not in PLAN), None)
+    if strange:
+        return f"plan/{strange} has no place; enter it in this test and in docs/structure.md"
+    if own != other and PLAN.index(other) >= PLAN.index(own):
+        return f"plan/{own} must not import plan/{other}, which stands after it"
+    return None
+
+
 def test_every_import_points_downwards():
     assert violations(PACKAGE) == []
 
@@ -104,6 +123,9 @@ def test_every_import_points_downwards():
         ("engine/a.py", "from tiefsee import plan", "must not import plan"),
         ("schedule/a/b.py", "def f():\n    import torch.nn as nn", "without torch"),
         ("plan/a.py", "from torch import Tensor", "without torch"),
+        ("plan/serving/a.py", "from tiefsee.plan.search.find import search", "which stands after it"),
+        ("plan/times/a.py", "def f():\n    from tiefsee.plan import predictor", "which stands after it"),
+        ("plan/misc.py", "from tiefsee.plan.names.dates import full_date", "has no place"),
         ("files/a.py", "from safetensors.torch import load_file", "without torch"),
         (
             "text/a.py",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tiefsee.hardware import find_chip
-from tiefsee.plan.efficiency import Calibration, Efficiency
+from tiefsee.plan.fitted.efficiency import Calibration, Efficiency
 from tiefsee.plan.search import Pool, Workload, make_pool
 from tiefsee.spec import preset
 

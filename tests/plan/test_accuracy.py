@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.plan.test_measured import EXPORT, table
-from tests.plan.test_points import GOOD
+from tests.plan.evidence.test_measured import EXPORT, table
+from tests.plan.evidence.test_points import GOOD
 from tiefsee.errors import ConfigError
-from tiefsee.plan.accuracy import Scored, both_answered, by, quantile, score, summarise, worst
-from tiefsee.plan.accuracy_report import Part, as_json, as_markdown, make_report, percent
-from tiefsee.plan.cases import Case, cases_of_points, cases_of_runs, mark_seen
-from tiefsee.plan.estimate import Estimate, around
-from tiefsee.plan.measured import parse_measured, shipped_runs
-from tiefsee.plan.naive import Naive, fit_naive
-from tiefsee.plan.points_file import parse_points, shipped_points
-from tiefsee.plan.validate import by_chip, by_family
+from tiefsee.plan.accuracy.cases import Case, cases_of_points, cases_of_runs, mark_seen
+from tiefsee.plan.accuracy.naive import Naive, fit_naive
+from tiefsee.plan.accuracy.report import Part, as_json, as_markdown, make_report, percent
+from tiefsee.plan.accuracy.score import Scored, both_answered, by, quantile, score, summarise, worst
+from tiefsee.plan.accuracy.validate import by_chip, by_family
+from tiefsee.plan.evidence.measured import parse_measured, shipped_runs
+from tiefsee.plan.evidence.points_file import parse_points, shipped_points
+from tiefsee.plan.figures.estimate import Estimate, around
 
 ROOT = Path(__file__).parents[2]
 
@@ -291,7 +291,7 @@ def test_by_keeps_everything():
 
 
 def test_files_of_both_formats_are_scored(tmp_path, monkeypatch):
-    from tiefsee.plan import check
+    from tiefsee.plan.accuracy import check
 
     monkeypatch.setattr(check, "shipped", lambda: None)
     monkeypatch.setattr(check, "Planner", lambda calibrated: Fixed(0.05, 2.0))

@@ -11,13 +11,13 @@ import pytest
 from tiefsee.cli import plan_identify
 from tiefsee.errors import ConfigError
 from tiefsee.plan import predict
-from tiefsee.plan.calibrated import shipped
-from tiefsee.plan.formats import formats_of
+from tiefsee.plan.fitted.calibrated import shipped
 from tiefsee.plan.identify import Field, Guess, Hypothesis, Row, identify, read_rows
 from tiefsee.plan.identify.deployments import hypotheses_of, predictor_of, usual_chips, weight_bytes
 from tiefsee.plan.identify.field import SIGMAS_OF_80, covariance
 from tiefsee.plan.identify.fitted import FittedPredictor
 from tiefsee.plan.identify.verdict import chance_of
+from tiefsee.plan.names.formats import formats_of
 from tiefsee.spec import preset
 from tiefsee.spec.size import count_parameters
 

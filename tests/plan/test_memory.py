@@ -8,10 +8,11 @@ import pytest
 
 from tiefsee.errors import OutOfMemory
 from tiefsee.hardware import find_chip
-from tiefsee.plan.formats import formats_of
-from tiefsee.plan.memory import cache_bytes_of, check_fits, worker_memory
-from tiefsee.plan.serving import Worker
-from tiefsee.plan.weights import rank_weight_bytes
+from tiefsee.plan.names.formats import formats_of
+from tiefsee.plan.serving.cache import cache_bytes
+from tiefsee.plan.serving.memory import check_fits, worker_memory
+from tiefsee.plan.serving.weights import rank_weight_bytes
+from tiefsee.plan.serving.worker import Worker
 from tiefsee.spec import cache_streams, preset
 from tiefsee.spec.size import weight_bytes
 
@@ -135,4 +136,4 @@ def test_too_many_requests_are_refused_with_how_many_would_fit():
 
 
 def test_a_transfer_is_the_prompt_s_streams():
-    assert cache_bytes_of(preset("v3"), formats_of("fp8"), 4096) == 4096 * 70272
+    assert cache_bytes(preset("v3"), "bf16", 4096) == 4096 * 70272

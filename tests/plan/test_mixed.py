@@ -9,8 +9,8 @@ import pytest
 
 from tests.plan.pools import pool, workload
 from tiefsee.errors import ConfigError, OutOfMemory
-from tiefsee.plan.linear import maximise
-from tiefsee.plan.mixed import mix
+from tiefsee.plan.mixed.linear import maximise
+from tiefsee.plan.mixed.service import mix
 from tiefsee.plan.search import Slo
 
 SLO = Slo(0.05, 5.0)

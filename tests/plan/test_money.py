@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from tiefsee.errors import ConfigError
 from tiefsee.hardware import find_chip
-from tiefsee.plan.estimate import GRADES, Estimate
-from tiefsee.plan.money import (
+from tiefsee.plan.figures.estimate import GRADES, Estimate
+from tiefsee.plan.figures.money import (
     Price,
     break_even_price,
     break_even_price_of_training,

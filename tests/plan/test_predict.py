@@ -13,19 +13,12 @@ import pytest
 from tiefsee.errors import ConfigError, TiefseeError
 from tiefsee.hardware import Chip, Figure, find_chip
 from tiefsee.plan import predict
-from tiefsee.plan.calibrated import shipped
-from tiefsee.plan.efficiency import FIELDS, Efficiency
-from tiefsee.plan.formats import formats_of
-from tiefsee.plan.serving import (
-    Load,
-    Worker,
-    closed_loop_wait_s,
-    decode_between_s,
-    decode_s,
-    prefill_s,
-    serve_aggregated,
-    serve_disaggregated,
-)
+from tiefsee.plan.fitted.calibrated import shipped
+from tiefsee.plan.fitted.efficiency import FIELDS, Efficiency
+from tiefsee.plan.names.formats import formats_of
+from tiefsee.plan.serving.loop import Load, closed_loop_wait_s, serve_aggregated, serve_disaggregated
+from tiefsee.plan.serving.step import decode_between_s, decode_s, prefill_s
+from tiefsee.plan.serving.worker import Worker
 from tiefsee.spec import preset
 
 DECODE = {

@@ -8,14 +8,14 @@ import pytest
 
 from tiefsee.errors import ConfigError
 from tiefsee.hardware import find_chip
-from tiefsee.plan.efficiency import Efficiency
-from tiefsee.plan.estimate import around
-from tiefsee.plan.formats import formats_of
+from tiefsee.plan.documents.roofline import roofline
+from tiefsee.plan.documents.sensitivity import Input, tornado, vary
+from tiefsee.plan.figures.estimate import around
+from tiefsee.plan.fitted.efficiency import Efficiency
+from tiefsee.plan.names.formats import formats_of
 from tiefsee.plan.report.draw import draw
-from tiefsee.plan.report.roofline import roofline
-from tiefsee.plan.sensitivity import Input, predict_swings, tornado, vary
-from tiefsee.plan.sensitivity_serving import serving_inputs, serving_question
-from tiefsee.plan.serving import Load, Worker, decode_s, prefill_s
+from tiefsee.plan.serving.step import decode_s, prefill_s
+from tiefsee.plan.serving.worker import Worker
 from tiefsee.spec import preset
 
 
@@ -63,53 +63,10 @@ def test_inputs_must_make_sense():
         vary(lambda v: 1.0, [Input("x", 0, 1, 2), Input("x", 0, 1, 2)])
 
 
-def test_predict_style_calls():
-    class Answer:
-        def __init__(self, number):
-            self.number = number
-
-        def value(self, unit):
-            assert unit == "tpot_s"
-            return self.number
-
-    def predict(*, model, batch, imbalance):
-        assert model == "v3"
-        return Answer(batch * imbalance)
-
-    arguments = {"model": "v3", "batch": 8, "imbalance": 1.0}
-    base, swings = predict_swings(predict, arguments, "tpot_s", [Input("imbalance", 1.0, 1.0, 1.5, "factor")])
-    assert (base, swings[0].at_high) == (8, 12)
-    with pytest.raises(ConfigError, match="named cache_hit"):
-        predict_swings(predict, arguments, "tpot_s", [Input("cache_hit", 0, 0, 1)])
-
-
 # -- On the model of time ----------------------------------------------------------------------------------------------
 
 WORKER = Worker(preset("v3"), find_chip("h20"), formats_of("fp8"), 1, 16, 16)
-LOAD = Load(256, 4096, 1024)
 E = Efficiency()
-
-
-def test_a_served_load_moves_the_right_way():
-    workload = (Input("isl", 2048, 4096, 8192, "tokens"), Input("accepted", 0.0, 0.0, 0.8))
-    inputs = serving_inputs(WORKER, E, efficiency_spread={"matmul": 1.2, "launch_s": 1.5}, workload=workload)
-    base, swings = vary(serving_question(WORKER, 2, LOAD, E, "usd_per_million_tokens"), inputs)
-    found = {s.input.name: s for s in swings}
-    assert found["isl"].at_low < base < found["isl"].at_high
-    assert found["usd_per_hour"].at_low < base < found["usd_per_hour"].at_high
-    assert found["accepted"].at_high < base == found["accepted"].at_low
-    assert found["efficiency.matmul"].at_high < base < found["efficiency.matmul"].at_low
-    assert found["efficiency.launch_s"].at_low < base < found["efficiency.launch_s"].at_high
-    price = WORKER.chip.usd_per_hour
-    assert found["usd_per_hour"].at_high == pytest.approx(base * price.high / price.value)
-
-
-def test_question_and_inputs_refuse_what_they_do_not_know():
-    with pytest.raises(ConfigError, match="'speed' is no efficiency"):
-        serving_inputs(WORKER, E, efficiency_spread={"speed": 1.2})
-    unpriced = Worker(preset("v3"), find_chip("ascend-910c"), formats_of("int8"), 1, 16, 16)
-    with pytest.raises(ConfigError, match="no public price"):
-        serving_question(unpriced, 1, LOAD, E, "usd_per_million_tokens")({})
 
 
 def test_roofline_points_lie_under_their_roofs_and_sum_to_the_step():

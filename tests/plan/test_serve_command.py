@@ -12,9 +12,9 @@ import pytest
 from tests.plan.pools import BASE
 from tiefsee.cli import plan_serve
 from tiefsee.errors import ConfigError, OutOfMemory
-from tiefsee.plan.calibrated import Calibrated
-from tiefsee.plan.neighbours import Kernel, Neighbours, Situation
-from tiefsee.plan.search import swings
+from tiefsee.plan.documents import swings
+from tiefsee.plan.fitted.calibrated import Calibrated
+from tiefsee.plan.fitted.neighbours import Kernel, Neighbours, Situation
 from tiefsee.plan.search.corrected import Corrector, steady
 from tiefsee.plan.search.predicted import predicted
 
@@ -36,7 +36,7 @@ def answer(*words, calibrated=CALIBRATED):
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    monkeypatch.setattr("tiefsee.plan.calibrated.shipped", lambda: CALIBRATED)
+    monkeypatch.setattr("tiefsee.plan.fitted.calibrated.shipped", lambda: CALIBRATED)
 
     def command(*words):
         assert plan_serve.run(options_of(*words)) == 0

@@ -14,7 +14,7 @@ from tiefsee.plan.search import Demand, Placement, Pool, Question, Slo, search
 from tiefsee.plan.search.fill import fill
 from tiefsee.plan.search.misses import Misses
 from tiefsee.plan.search.sides import Side
-from tiefsee.plan.serving import decode_s, prefill_s
+from tiefsee.plan.serving.step import decode_s, prefill_s
 from tiefsee.plan.simulate import Ask, Lengths, Trace, poisson, simulate, simulate_plans
 from tiefsee.plan.simulate.lane import make_lane
 from tiefsee.plan.simulate.run import choose_lanes

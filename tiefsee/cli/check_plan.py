@@ -21,8 +21,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from tiefsee.plan.accuracy_report import as_json, as_markdown
-    from tiefsee.plan.check import INTRODUCTION, check_files, check_package
+    from tiefsee.plan.accuracy.check import INTRODUCTION, check_files, check_package
+    from tiefsee.plan.accuracy.report import as_json, as_markdown
 
     if options.write is not None and not options.write.resolve().parent.is_dir():
         raise ConfigError(f"--write is {options.write}; there is no folder {options.write.resolve().parent}")
@@ -44,7 +44,7 @@ def _print(report: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from tiefsee.plan.accuracy_report import SHORT, describe, describe_goals, table
+    from tiefsee.plan.accuracy.report import SHORT, describe, describe_goals, table
 
     console = Console()
     for title, lines in (

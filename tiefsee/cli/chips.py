@@ -91,7 +91,7 @@ def run_show(options: argparse.Namespace) -> int:
 
 
 def run_compare(options: argparse.Namespace) -> int:
-    from tiefsee.plan.money import parse_prices
+    from tiefsee.plan.figures.money import parse_prices
 
     prices = parse_prices(options.price)
     chips = [find_chip(name) for name in options.chip]
@@ -111,7 +111,7 @@ def run_compare(options: argparse.Namespace) -> int:
 
 def compared(chips: list[Chip], prices: dict[str, Any]) -> Iterator[tuple[str, str, list[float | None]]]:
     """(figure, unit, a value per chip or None where the chip has no such figure), in base units."""
-    from tiefsee.plan.money import price_of
+    from tiefsee.plan.figures.money import price_of
 
     def values(of: Callable[[Chip], float | None]) -> list[float | None]:
         return [of(chip) for chip in chips]
@@ -144,7 +144,7 @@ def ratios(values: list[float | None]) -> list[float | None]:
 
 
 def run_measure(options: argparse.Namespace) -> int:
-    from tiefsee.plan.measure_chip import measure_cpu
+    from tiefsee.plan.evidence.measure_chip import measure_cpu
 
     path: Path = options.out or own_folder() / "cpu.toml"
     if options.out is not None and not path.resolve().parent.is_dir():

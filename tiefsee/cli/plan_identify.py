@@ -12,7 +12,7 @@ from tiefsee.errors import ConfigError
 
 if TYPE_CHECKING:
     from tiefsee.hardware import Chip
-    from tiefsee.plan.estimate import Grade
+    from tiefsee.plan.figures.estimate import Grade
     from tiefsee.plan.identify import Row
 
 
@@ -29,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from tiefsee.cli.inspect import open_spec
     from tiefsee.hardware import find_chip
-    from tiefsee.plan.calibrated import shipped
+    from tiefsee.plan.fitted.calibrated import shipped
     from tiefsee.plan.identify import Field, identify
     from tiefsee.plan.identify.answer import answer
     from tiefsee.plan.identify.deployments import hypotheses_of, usual_chips, wanted_rows

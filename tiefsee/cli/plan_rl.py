@@ -14,7 +14,7 @@ from tiefsee.errors import ConfigError
 
 if TYPE_CHECKING:
     from tiefsee.hardware import Chip
-    from tiefsee.plan.rollout import Generator
+    from tiefsee.plan.search.rollout import Generator
     from tiefsee.plan.training.rl import Rollouts
     from tiefsee.plan.training.rl_answer import RLDocument
 
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
 def answer(options: argparse.Namespace) -> RLDocument:
     """Raises ConfigError, OutOfMemory."""
     from tiefsee.cli.plan_train import layout_of
-    from tiefsee.plan.search.describe import describe
+    from tiefsee.plan.documents.describe import describe
     from tiefsee.plan.training.job import make_job
     from tiefsee.plan.training.rl import plan_pools, plan_rl
     from tiefsee.plan.training.rl_answer import RLDocument
@@ -88,7 +88,7 @@ def answer(options: argparse.Namespace) -> RLDocument:
 def pools_of(options: argparse.Namespace) -> tuple[tuple[Chip, int], tuple[Chip, int]]:
     """(what generates, what learns): the same where they share."""
     from tiefsee.hardware import Figure, parse_fleet
-    from tiefsee.plan.money import parse_prices, price_of
+    from tiefsee.plan.figures.money import parse_prices, price_of
 
     split = options.rollout is not None or options.learner is not None
     if (options.chips is None) == (not split) or (options.rollout is None) != (options.learner is None):
@@ -111,11 +111,11 @@ def pools_of(options: argparse.Namespace) -> tuple[tuple[Chip, int], tuple[Chip,
 
 
 def generator_of(options: argparse.Namespace, chip: Chip, count: int) -> Generator:
-    from tiefsee.plan.calibrated import shipped
-    from tiefsee.plan.models import find_spec
-    from tiefsee.plan.rollout import Generator
+    from tiefsee.plan.fitted.calibrated import shipped
+    from tiefsee.plan.names.models import find_spec
     from tiefsee.plan.search import Workload, make_pool
     from tiefsee.plan.search.corrected import steady
+    from tiefsee.plan.search.rollout import Generator
 
     calm = steady(shipped())
     workload = Workload(find_spec(options.model), options.prompt_tokens, options.answer_tokens)

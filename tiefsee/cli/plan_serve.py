@@ -13,11 +13,11 @@ from tiefsee.cli.plan_report import add_report_options, check_report_options, de
 from tiefsee.errors import ConfigError, TiefseeError
 
 if TYPE_CHECKING:
-    from tiefsee.plan.calibrated import Calibrated
-    from tiefsee.plan.mixed_answer import MixedAnswer
+    from tiefsee.plan.documents.fleets import Fleet
+    from tiefsee.plan.documents.mixed import MixedAnswer
+    from tiefsee.plan.documents.serving import Answer
+    from tiefsee.plan.fitted.calibrated import Calibrated
     from tiefsee.plan.search import Pool, Question, Slo, Workload
-    from tiefsee.plan.search.answer import Answer
-    from tiefsee.plan.search.fleets import Fleet
 
 # What a fleet without a price is held against where nothing else is said, and what a page shows beside a pool.
 AGAINST = "h800:32"
@@ -67,7 +67,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from tiefsee.plan.calibrated import shipped
+    from tiefsee.plan.fitted.calibrated import shipped
 
     check_report_options(options)
     if options.top < 1:
@@ -80,8 +80,8 @@ def run(options: argparse.Namespace) -> int:
 
 def mixed_answer(options: argparse.Namespace, calibrated: Calibrated) -> MixedAnswer:
     """Several pools as one service."""
-    from tiefsee.plan.mixed import mix
-    from tiefsee.plan.mixed_answer import MixedAnswer
+    from tiefsee.plan.documents.mixed import MixedAnswer
+    from tiefsee.plan.mixed.service import mix
     from tiefsee.plan.search.corrected import Corrector, steady
     from tiefsee.plan.search.predicted import predicted
 
@@ -110,11 +110,11 @@ def mixed_answer(options: argparse.Namespace, calibrated: Calibrated) -> MixedAn
 
 def answer(options: argparse.Namespace, calibrated: Calibrated) -> Answer:
     """Search, predict with ranges, simulate, compare."""
+    from tiefsee.plan.documents.serving import Answer
+    from tiefsee.plan.documents.swings import plan_tornado
     from tiefsee.plan.search import search
-    from tiefsee.plan.search.answer import Answer
     from tiefsee.plan.search.corrected import steady
     from tiefsee.plan.search.predicted import predicted
-    from tiefsee.plan.search.swings import plan_tornado
     from tiefsee.plan.simulate import simulate_plans
 
     calm = steady(calibrated)
@@ -145,13 +145,13 @@ def answer(options: argparse.Namespace, calibrated: Calibrated) -> Answer:
 def workload_of(options: argparse.Namespace) -> tuple[str, Workload, Slo]:
     """(the model's name, the workload, its levels). Raises ConfigError, ModelNotFound."""
     from tiefsee.cli.inspect import open_spec
-    from tiefsee.plan.predictor import _drafts
+    from tiefsee.plan.question import drafts_of
     from tiefsee.plan.search import Slo, Workload
 
     name, spec = open_spec(options.model)
     workload = Workload(
         spec, options.isl, options.osl, options.cache_hit, options.mtp_acceptance,
-        _drafts(options.mtp_drafts, options.mtp_acceptance), options.imbalance,
+        drafts_of(options.mtp_drafts, options.mtp_acceptance), options.imbalance,
     )  # fmt: skip
     return name, workload, Slo(_seconds("--tpot-ms", options.tpot_ms), _seconds("--ttft-ms", options.ttft_ms))
 
@@ -184,7 +184,7 @@ def pools_of(options: argparse.Namespace, calibrated: Calibrated) -> tuple[Pool 
 def pool_of(options: argparse.Namespace, text: str, precision: str | None, calibrated: Calibrated) -> Pool:
     """`h200:32` with its price, its number formats and what its software reaches."""
     from tiefsee.hardware import Figure, parse_fleet
-    from tiefsee.plan.money import parse_prices, price_of
+    from tiefsee.plan.figures.money import parse_prices, price_of
     from tiefsee.plan.search import make_pool
 
     chip, count = parse_fleet(text)
@@ -222,8 +222,8 @@ def _pooled(options: argparse.Namespace, question: Question, text: str, calibrat
 
 def fleet(options: argparse.Namespace, question: Question, calibrated: Calibrated, *, frontier: bool) -> Fleet:
     """What a fleet does, or why it can't."""
+    from tiefsee.plan.documents.fleets import Fleet
     from tiefsee.plan.search import search
-    from tiefsee.plan.search.fleets import Fleet
     from tiefsee.plan.search.predicted import predicted
 
     try:

@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _job(options: argparse.Namespace, chip: Any, count: int, alternative: bool = False) -> Any:
     """The job on given chips; an alternative runs in its own best precision and stack."""
-    from tiefsee.plan.models import find_spec
+    from tiefsee.plan.names.models import find_spec
     from tiefsee.plan.training.job import make_job, recipe_of
 
     spec = find_spec(options.model)

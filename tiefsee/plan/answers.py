@@ -9,13 +9,14 @@ from typing import Any
 
 from tiefsee.errors import ConfigError
 from tiefsee.hardware import Chip, Figure
-from tiefsee.plan.deployment import Deployment, as_ranks
-from tiefsee.plan.estimate import Estimate, Grade
-from tiefsee.plan.formats import conversion_note
-from tiefsee.plan.money import price_of, usd_per_million_tokens
-from tiefsee.plan.prediction import Prediction
+from tiefsee.plan.figures.estimate import Estimate, Grade
+from tiefsee.plan.figures.money import price_of, usd_per_million_tokens
+from tiefsee.plan.figures.prediction import Prediction
+from tiefsee.plan.names.formats import conversion_note
 from tiefsee.plan.question import Question
-from tiefsee.plan.serving import PREFILL_TOKENS, Worker, decode_s, decode_step, prefill_each_s, prefill_s, prefill_step
+from tiefsee.plan.serving.deployment import Deployment, as_ranks
+from tiefsee.plan.serving.step import PREFILL_TOKENS, decode_s, decode_step, prefill_each_s, prefill_s, prefill_step
+from tiefsee.plan.serving.worker import Worker
 
 TAIL = 1.2816  # deviations that leave a tenth of a normal distribution outside, on one side
 

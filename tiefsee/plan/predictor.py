@@ -9,11 +9,11 @@ from typing import Any
 from tiefsee.errors import ConfigError
 from tiefsee.hardware import Chip, find_chip
 from tiefsee.plan.answers import answer_decode, answer_e2e, answer_prefill
-from tiefsee.plan.calibrated import Calibrated, shipped
-from tiefsee.plan.formats import usual_precision
-from tiefsee.plan.models import find_spec
-from tiefsee.plan.prediction import Prediction
-from tiefsee.plan.question import Question
+from tiefsee.plan.figures.prediction import Prediction
+from tiefsee.plan.fitted.calibrated import Calibrated, shipped
+from tiefsee.plan.names.formats import usual_precision
+from tiefsee.plan.names.models import find_spec
+from tiefsee.plan.question import Question, drafts_of
 from tiefsee.spec import ModelSpec
 
 KINDS = ("decode", "prefill", "e2e", "train")
@@ -66,7 +66,7 @@ def predict(
         raise ConfigError(f"{next(iter(training))!r} is no argument of a {kind} prediction")
     question = Question(
         spec, on, num_chips, layout or {}, precision or usual_precision(on), batch, concurrency, isl, osl or 0.0,
-        mtp_acceptance, _drafts(mtp_drafts, mtp_acceptance), cache_hit, _imbalance(imbalance), stack, date, overlap,
+        mtp_acceptance, drafts_of(mtp_drafts, mtp_acceptance), cache_hit, _imbalance(imbalance), stack, date, overlap,
         kv_precision, calibrated or shipped(),
     )  # fmt: skip
     if kind == "decode":
@@ -110,16 +110,6 @@ def _check(name: str, size: Any, least: float) -> None:
         raise ConfigError(
             f"{name} is {size:g}; needed is {'more than 0' if least > 0 else '0 or more'}, below {MOST:g}"
         )
-
-
-def _drafts(drafts: int | None, accepted: float) -> int:
-    """How many drafts each step verifies. Raises ConfigError where more are accepted than made."""
-    if drafts is None:
-        # With one draft at most 1 is accepted; published systems make three where they accept more than 0.9.
-        return 0 if not accepted else 1 if accepted <= 0.9 else max(3, math.ceil(accepted))
-    if drafts < 0 or accepted > drafts:
-        raise ConfigError(f"mtp_acceptance is {accepted} of {drafts} drafts; at most all of them are accepted")
-    return drafts
 
 
 def _imbalance(imbalance: float | str | None) -> float | None:

@@ -9,12 +9,14 @@ from typing import Any
 
 from tiefsee.errors import ConfigError
 from tiefsee.hardware import Chip, find_chip
-from tiefsee.plan.calibrated import Calibrated
-from tiefsee.plan.deployment import OVERLAPPING_STACKS, Deployment, as_ranks, make_worker
-from tiefsee.plan.efficiency import Efficiency
-from tiefsee.plan.formats import usual_precision
-from tiefsee.plan.neighbours import Situation
-from tiefsee.plan.serving import Load, Worker
+from tiefsee.plan.fitted.calibrated import Calibrated
+from tiefsee.plan.fitted.efficiency import Efficiency
+from tiefsee.plan.fitted.neighbours import Situation
+from tiefsee.plan.names.formats import usual_precision
+from tiefsee.plan.names.stacks import OVERLAPPING_STACKS
+from tiefsee.plan.serving.deployment import Deployment, as_ranks, make_worker
+from tiefsee.plan.serving.loop import Load
+from tiefsee.plan.serving.worker import Worker
 from tiefsee.spec import ModelSpec
 
 
@@ -104,3 +106,13 @@ class Question:
     def situation(self, deployment: Deployment, concurrency: float) -> Situation:
         year = self.calibrated.base.years(self.date)
         return deployment.situation(self.load(concurrency), self.stack or "", year)
+
+
+def drafts_of(drafts: int | None, accepted: float) -> int:
+    """How many drafts each step verifies. Raises ConfigError where more are accepted than made."""
+    if drafts is None:
+        # With one draft at most 1 is accepted; published systems make three where they accept more than 0.9.
+        return 0 if not accepted else 1 if accepted <= 0.9 else max(3, math.ceil(accepted))
+    if drafts < 0 or accepted > drafts:
+        raise ConfigError(f"mtp_acceptance is {accepted} of {drafts} drafts; at most all of them are accepted")
+    return drafts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from tiefsee.plan.estimate import Estimate, around
+from tiefsee.plan.figures.estimate import Estimate, around
 from tiefsee.plan.report import (
     Chart,
     Column,

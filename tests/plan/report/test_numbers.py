@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tiefsee.errors import ConfigError
-from tiefsee.plan.estimate import Estimate, around
+from tiefsee.plan.figures.estimate import Estimate, around
 from tiefsee.plan.report import digits_of, show
 from tiefsee.plan.report.numbers import common_scale, exact, format_number, scale_of, show_plain
 

@@ -14,13 +14,11 @@ from tests.plan.training.jobs import job, v3_on_h800
 from tiefsee.cli import plan_train
 from tiefsee.errors import ConfigError, OutOfMemory
 from tiefsee.hardware import find_chip
+from tiefsee.plan.fitting.training import fit, placed_by, shipped_points, shipped_table, step_of, tokens_per_s_per_chip
 from tiefsee.plan.report import Scaling
 from tiefsee.plan.training.answer import TrainingAnswer
 from tiefsee.plan.training.efficiency import training_calibration
 from tiefsee.plan.training.failures import best_interval, goodput, useful_share
-from tiefsee.plan.training.fit import _placed as placed
-from tiefsee.plan.training.fit import _step as step_of
-from tiefsee.plan.training.fit import fit, shipped_points, shipped_table, tokens_per_s_per_chip
 from tiefsee.plan.training.plan import plan_training
 from tiefsee.plan.training.rl import Rollouts, plan_rl
 from tiefsee.plan.training.scaling import scaling
@@ -32,7 +30,7 @@ def test_published_runs_are_met_in_the_median_within_10_percent() -> None:
     calibration = training_calibration()
     errors = {}
     for point in shipped_points():
-        step = step_of(point, placed(point, calibration), calibration)
+        step = step_of(point, placed_by(point, calibration), calibration)
         errors[point.name] = abs(tokens_per_s_per_chip(point, step) / point.value - 1)
     assert np.median(list(errors.values())) <= 0.10, errors
     assert max(errors.values()) <= 0.25, errors
@@ -45,7 +43,7 @@ def test_v3_on_h800_is_met_by_a_fit_that_never_saw_it(left_out: str, within: flo
     rest = [p for p in points if p.family != left_out and not (left_out == "h800" and p.job.chip.name == "h800")]
     calibration = fit(rest, shipped_table(), rounds=3).calibration
     v3 = next(point for point in points if point.name == "v3-h800")
-    found = tokens_per_s_per_chip(v3, step_of(v3, placed(v3, calibration), calibration))
+    found = tokens_per_s_per_chip(v3, step_of(v3, placed_by(v3, calibration), calibration))
     assert found == pytest.approx(v3.value, rel=within)
 
 

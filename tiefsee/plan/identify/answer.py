@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tiefsee.hardware import Chip, find_chip
-from tiefsee.plan.estimate import Estimate, Grade, around, weakest
+from tiefsee.plan.figures.estimate import Estimate, Grade, around, weakest
 from tiefsee.plan.identify.field import Field
 from tiefsee.plan.identify.hypothesis import Hypothesis, Row
 from tiefsee.plan.identify.next import Next

@@ -8,11 +8,12 @@ from functools import lru_cache
 
 from tiefsee.errors import ConfigError
 from tiefsee.hardware import Chip, chip_names, find_chip
-from tiefsee.plan.deployment import Deployment
-from tiefsee.plan.efficiency import calibration
-from tiefsee.plan.formats import formats_of, usual_precision
+from tiefsee.plan.fitted.efficiency import calibration
 from tiefsee.plan.identify.hypothesis import Guess, Hypothesis, Predictor, Quantity, Row
-from tiefsee.plan.serving import Load, Worker, serve_aggregated
+from tiefsee.plan.names.formats import formats_of, usual_precision
+from tiefsee.plan.serving.deployment import Deployment
+from tiefsee.plan.serving.loop import Load, serve_aggregated
+from tiefsee.plan.serving.worker import Worker
 from tiefsee.spec import ModelSpec, checkpoint_tensors
 from tiefsee.spec.cost import Formats
 from tiefsee.spec.cost.types import BYTES

@@ -11,12 +11,13 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 
 from tiefsee.plan.answers import TAIL, with_chip
-from tiefsee.plan.calibrated import Calibrated
-from tiefsee.plan.efficiency import Efficiency
+from tiefsee.plan.fitted.calibrated import Calibrated
+from tiefsee.plan.fitted.efficiency import Efficiency
+from tiefsee.plan.fitted.neighbours import Neighbours, Situation
 from tiefsee.plan.identify.deployments import deployment_of, load_of
 from tiefsee.plan.identify.hypothesis import Guess, Hypothesis, Row
-from tiefsee.plan.neighbours import Neighbours, Situation
-from tiefsee.plan.serving import Worker, serve_aggregated
+from tiefsee.plan.serving.loop import serve_aggregated
+from tiefsee.plan.serving.worker import Worker
 from tiefsee.spec import ModelSpec
 
 TOGETHER = 2048  # predictions of one product: a covariance of 15 MB

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tiefsee.plan.estimate import Estimate
+from tiefsee.plan.figures.estimate import Estimate
 from tiefsee.plan.report.document import Cell, Table
 from tiefsee.plan.report.numbers import UNKNOWN, Scale, common_scale, digits_of, is_certain, show_range
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tiefsee.errors import ConfigError
-from tiefsee.plan.estimate import Estimate, Grade
+from tiefsee.plan.figures.estimate import Estimate, Grade
 from tiefsee.plan.report.charts import Chart
 
 Cell = str | int | float | Estimate | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tiefsee.plan.estimate import Estimate
+from tiefsee.plan.figures.estimate import Estimate
 from tiefsee.plan.report.scene import SIZE, Canvas, Scene, shorten, text_width, wrap
 
 NARROW = 520.0  # below this width a drawing is for a phone

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tiefsee.plan.estimate import Estimate
+from tiefsee.plan.figures.estimate import Estimate
 from tiefsee.plan.report.axis import FRAME_BOTTOM, FRAME_TOP, draw_frame, linear_axis, log_axis, tick_room
 from tiefsee.plan.report.charts import Scaling, ScalingPoint
 from tiefsee.plan.report.draw_parts import NARROW, is_finite, legend, nothing

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tiefsee.errors import ConfigError
-from tiefsee.plan.estimate import Estimate
+from tiefsee.plan.figures.estimate import Estimate
 from tiefsee.units import Unit, scale_of_quantity
 
 CERTAIN_DIGITS = 3  # of a figure without a range: what data sheets carry

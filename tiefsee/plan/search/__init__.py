@@ -2,16 +2,15 @@
 
 goal.py         the workload, its service levels, the pools, what is to be made best
 layouts.py      every legal layout of a worker
-placement.py   workers of one or two kinds, and a plan: what they serve under a load
+placement.py    workers of one or two kinds, and a plan: what they serve under a load
 fill.py         how much load a deployment takes
 question.py     what is asked, what is handed back
 sides.py        what the layouts of one pool can do alone
 find.py         all deployments of one pool, or of a pool that prefills and one that decodes
 pairs.py        the disaggregated ones
-corrected.py    figures moved to what was measured · predicted.py: figures with ranges · answer.py: a document
-fleets.py       fleets side by side, break-even prices · fleet_views.py: their charts and tables
-swings.py       what a plan turns on
+corrected.py    figures moved to what was measured · predicted.py: figures with ranges
 misses.py       why nothing serves
+rollout.py      the same for answers of reinforcement learning
 """
 
 from tiefsee.plan.search.find import search

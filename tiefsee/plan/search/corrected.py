@@ -10,9 +10,9 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tiefsee.plan.calibrated import Calibrated
+from tiefsee.plan.fitted.calibrated import Calibrated
 from tiefsee.plan.search.placement import Placement
-from tiefsee.plan.serving import Served
+from tiefsee.plan.serving.loop import Served
 
 _PER_DOUBLING = 2
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from tiefsee.plan.search.goal import Demand, Slo
 from tiefsee.plan.search.misses import Misses
 from tiefsee.plan.search.placement import Limit, Placement, Plan
-from tiefsee.plan.serving import Served
+from tiefsee.plan.serving.loop import Served
 
 TOLERANCE = 0.005
 

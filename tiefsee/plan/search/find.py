@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 
-from tiefsee.plan.memory import Memory
 from tiefsee.plan.search.fill import fill, meet
 from tiefsee.plan.search.goal import Demand, Goal, Slo
 from tiefsee.plan.search.misses import Misses
@@ -17,7 +16,8 @@ from tiefsee.plan.search.pairs import TRIED, disaggregated
 from tiefsee.plan.search.placement import Placement, Plan, Role
 from tiefsee.plan.search.question import Found, Question
 from tiefsee.plan.search.sides import Side
-from tiefsee.plan.serving import Worker
+from tiefsee.plan.serving.memory import Memory
+from tiefsee.plan.serving.worker import Worker
 
 # TPOTs of the frontier: 200 ms and each 0.62 of the one before, down to 4.4 ms.
 _POINTS = 9

@@ -8,10 +8,11 @@ from typing import Literal
 
 from tiefsee.errors import ConfigError
 from tiefsee.hardware import Chip, Figure
-from tiefsee.plan.deployment import OVERLAPPING_STACKS, as_ranks
-from tiefsee.plan.efficiency import Calibration, Efficiency, calibration
-from tiefsee.plan.formats import formats_of, usual_precision
-from tiefsee.plan.serving import Load
+from tiefsee.plan.fitted.efficiency import Calibration, Efficiency, calibration
+from tiefsee.plan.names.formats import formats_of, usual_precision
+from tiefsee.plan.names.stacks import OVERLAPPING_STACKS
+from tiefsee.plan.serving.deployment import as_ranks
+from tiefsee.plan.serving.loop import Load
 from tiefsee.spec import ModelSpec
 from tiefsee.spec.cost import Formats
 

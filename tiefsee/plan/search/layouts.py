@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from tiefsee.errors import ConfigError
 from tiefsee.hardware import Chip, link_for
-from tiefsee.plan.serving import Worker
+from tiefsee.plan.serving.worker import Worker
 from tiefsee.spec import ModelSpec
 from tiefsee.spec.cost import Formats
 from tiefsee.spec.model import MoE

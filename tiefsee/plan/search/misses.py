@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tiefsee.errors import ConfigError, OutOfMemory
-from tiefsee.plan.memory import Memory, check_fits
 from tiefsee.plan.search.goal import Slo
 from tiefsee.plan.search.placement import Limit, Placement
-from tiefsee.plan.serving import Served, Worker
+from tiefsee.plan.serving.loop import Served
+from tiefsee.plan.serving.memory import Memory, check_fits
+from tiefsee.plan.serving.worker import Worker
 from tiefsee.units import format_seconds
 
 _HINTS = {

@@ -11,7 +11,7 @@ from tiefsee.plan.search.misses import Misses
 from tiefsee.plan.search.placement import Placement, Plan
 from tiefsee.plan.search.question import Question
 from tiefsee.plan.search.sides import Side, rank_price
-from tiefsee.plan.serving import Worker
+from tiefsee.plan.serving.worker import Worker
 
 # Pairs of worker counts that are worked out exactly, of those that promise most.
 TRIED = 48

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from tiefsee.plan.deployment import Deployment
-from tiefsee.plan.memory import Memory, cache_bytes_of, worker_name
 from tiefsee.plan.search.goal import Pool, Slo, Workload
-from tiefsee.plan.serving import Load, Served, Worker
+from tiefsee.plan.serving.cache import cache_bytes
+from tiefsee.plan.serving.deployment import Deployment
+from tiefsee.plan.serving.loop import Load, Served
+from tiefsee.plan.serving.memory import Memory, worker_name
+from tiefsee.plan.serving.worker import Worker
 
 # What keeps a plan from taking one request more.
 Limit = Literal["tpot", "ttft", "memory", "transfer", "prefill", "demand"]
@@ -82,7 +84,7 @@ class Placement:
         """Of one request's cache, converted to decode's format by whoever prefilled it."""
         if self.prefill is None:
             return 0.0
-        return cache_bytes_of(self.workload.spec, self.decode.worker.formats, self.workload.isl)
+        return cache_bytes(self.workload.spec, self.decode.worker.formats.cache, self.workload.isl)
 
     @cached_property
     def transfer_s(self) -> float:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tiefsee.plan.calibrated import Calibrated
-from tiefsee.plan.prediction import Prediction
+from tiefsee.plan.figures.prediction import Prediction
+from tiefsee.plan.fitted.calibrated import Calibrated
 from tiefsee.plan.predictor import predict
 from tiefsee.plan.search.placement import Plan, Role
 

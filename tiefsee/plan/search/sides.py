@@ -6,11 +6,12 @@ import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from tiefsee.plan.memory import Memory, worker_memory
 from tiefsee.plan.search.goal import Pool, Workload
 from tiefsee.plan.search.layouts import worker_sizes, workers_of
 from tiefsee.plan.search.placement import Role
-from tiefsee.plan.serving import Worker, decode_s, prefill_each_s, prefill_s
+from tiefsee.plan.serving.memory import Memory, worker_memory
+from tiefsee.plan.serving.step import decode_s, prefill_each_s, prefill_s
+from tiefsee.plan.serving.worker import Worker
 
 
 @dataclass(frozen=True, eq=False)

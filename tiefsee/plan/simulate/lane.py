@@ -17,7 +17,7 @@ import numpy as np
 
 from tiefsee.plan.search.goal import Workload
 from tiefsee.plan.search.placement import Role
-from tiefsee.plan.serving import PREFILL_TOKENS
+from tiefsee.plan.serving.step import PREFILL_TOKENS
 from tiefsee.plan.simulate.step_time import Parts, StepTime
 from tiefsee.schedule import Accepted, Batch, Entry, Request, Scheduler, SchedulerConfig
 from tiefsee.spec import cache_streams

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from tiefsee.plan.efficiency import Efficiency
-from tiefsee.plan.serving import Worker, _prefill_chunk_s, decode_s
+from tiefsee.plan.fitted.efficiency import Efficiency
+from tiefsee.plan.serving.step import decode_s, prefill_chunk_s
+from tiefsee.plan.serving.worker import Worker
 
 _CONTEXT_STEP = math.log(1.02)
 
@@ -60,7 +61,7 @@ class StepTime:
         near = round(tokens / grain) * grain
         key = (near, requests, _rounded(context / requests))
         if key not in self._prefill:
-            self._prefill[key] = _prefill_chunk_s(
+            self._prefill[key] = prefill_chunk_s(
                 self.worker, float(near), float(requests), _context(key[2]), self.efficiency
             )
         return self._prefill[key] * tokens / near if tokens > 1024 else self._prefill[key]

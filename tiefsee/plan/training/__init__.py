@@ -6,5 +6,5 @@ stages.py      which layers a stage holds · parameters.py · memory.py · optim
 schedule.py    1F1B, interleaved, zero-bubble, DualPipe -> 1F, 1B, 1W, 1F1B, bubble
 step.py        all of it: one step · where.py what it is spent on · failures.py goodput
 search.py      the best legal layout · plan.py the answer · scaling.py · rl.py · predict.py · report.py
-fit.py         efficiencies from published runs (data/training_points.toml -> data/training.toml)
+efficiency.py  what is left of the peaks, as plan/fitting/training.py fits it on published runs
 """

@@ -1,6 +1,7 @@
 """What software and silicon leave of a chip's peaks in training: few numbers, fitted and stored.
 
-They live in ../data/training.toml with what they were fitted on and how far left-out families were off (fit.py).
+They live in plan/data/training.toml with what they were fitted on and how far left-out families were off
+(plan/fitting/training.py).
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Any
 
 from tiefsee.errors import ConfigError
 from tiefsee.hardware import Chip
-from tiefsee.plan.efficiency import check_date, full_date
-from tiefsee.plan.estimate import Grade
+from tiefsee.plan.figures.estimate import Grade
+from tiefsee.plan.names.dates import check_date, full_date
 from tiefsee.plan.training.layout import Recompute, Schedule
 
 

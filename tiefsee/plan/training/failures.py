@@ -20,7 +20,7 @@ from typing import Any
 
 from tiefsee.errors import ConfigError
 from tiefsee.hardware import Chip, Figure
-from tiefsee.plan.estimate import Estimate, Grade
+from tiefsee.plan.figures.estimate import Estimate, Grade
 from tiefsee.plan.training.optimizer import STATE_BYTES, WEIGHT_BYTES
 
 # Into shared storage, per card: 8 cards of a node at 2 GB/s together. 400 Gbit/s of storage network carry more, disks

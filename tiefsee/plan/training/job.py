@@ -8,7 +8,7 @@ from typing import Literal
 
 from tiefsee.errors import ConfigError
 from tiefsee.hardware import Chip, Figure, chip_names, find_chip
-from tiefsee.plan.formats import ALIASES, PRECISIONS, formats_of
+from tiefsee.plan.names.formats import ALIASES, PRECISIONS, formats_of
 from tiefsee.plan.training.activations import activation_bytes
 from tiefsee.plan.training.layout import Recompute
 from tiefsee.plan.training.parameters import Parameters, unit_parameters

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tiefsee.hardware import Chip
-from tiefsee.plan.formats import compute_format
+from tiefsee.plan.names.formats import compute_format
 from tiefsee.plan.training.efficiency import TrainEfficiency
 from tiefsee.plan.training.exchange import ring
 from tiefsee.plan.training.job import Optimizer

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from tiefsee.errors import ConfigError
 from tiefsee.hardware import Chip
-from tiefsee.plan.estimate import Estimate, Grade, weakest
-from tiefsee.plan.formats import compute_format
+from tiefsee.plan.figures.estimate import Estimate, Grade, weakest
+from tiefsee.plan.names.formats import compute_format
 from tiefsee.plan.training.efficiency import Stack, TrainCalibration, TrainEfficiency, training_calibration
 from tiefsee.plan.training.failures import STORAGE_BYTES_PER_S, Goodput, goodput
 from tiefsee.plan.training.job import TrainJob, recipe_of

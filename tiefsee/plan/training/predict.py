@@ -8,8 +8,8 @@ from typing import Any
 
 from tiefsee.errors import ConfigError
 from tiefsee.hardware import Chip, find_chip
-from tiefsee.plan.estimate import Estimate, Grade
-from tiefsee.plan.models import find_spec
+from tiefsee.plan.figures.estimate import Estimate, Grade
+from tiefsee.plan.names.models import find_spec
 from tiefsee.plan.training.efficiency import TrainCalibration
 from tiefsee.plan.training.job import Optimizer, TrainJob, make_job, split_package
 from tiefsee.plan.training.layout import read_layout

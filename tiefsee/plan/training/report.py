@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from tiefsee.plan.estimate import Estimate
+from tiefsee.plan.figures.estimate import Estimate
 from tiefsee.plan.training.plan import TrainingPlan
 from tiefsee.plan.training.scaling import ScalingPoint
 from tiefsee.plan.training.step import Step

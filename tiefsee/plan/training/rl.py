@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from tiefsee.errors import ConfigError, OutOfMemory
 from tiefsee.hardware import Chip
-from tiefsee.plan.estimate import Estimate
+from tiefsee.plan.figures.estimate import Estimate
 from tiefsee.plan.training.exchange import far_link, near_link
 from tiefsee.plan.training.job import TrainJob
 from tiefsee.plan.training.optimizer import STATE_BYTES, WEIGHT_BYTES

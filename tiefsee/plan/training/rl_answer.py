@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tiefsee.plan.estimate import weakest
-from tiefsee.plan.prediction import Prediction
+from tiefsee.plan.figures.estimate import weakest
+from tiefsee.plan.figures.prediction import Prediction
 from tiefsee.plan.report import (
     Cell,
     Column,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from tiefsee.hardware import Chip
-from tiefsee.plan.formats import compute_format
+from tiefsee.plan.names.formats import compute_format
 from tiefsee.plan.training.exchange import Exchange, context_exchange, expert_exchange, tensor_exchange
 from tiefsee.spec import ModelSpec
 from tiefsee.spec.cost import Formats, Shard, TrainOp, training_ops
