@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -103,8 +104,13 @@ def test_fewest_chips_are_the_fewest():
     plan = best("h200", 128, goal="chips", demand=demand)
     assert plan.served.requests_per_s >= 4.0
     assert plan.limit == "demand"
-    with pytest.raises(ConfigError, match=rf"takes {plan.num_chips} chips of {plan.num_chips - 8}"):
-        best("h200", plan.num_chips - 8, goal="chips", demand=demand)
+    fewer = plan.num_chips - 8
+    with pytest.raises(ConfigError, match=rf"takes \d+ chips of {fewer}") as caught:
+        best("h200", fewer, goal="chips", demand=demand)
+    # Of layouts that fit on so few: more of them do it, while a wider one may need fewer.
+    named = int(re.search(r"takes (\d+) chips", str(caught.value))[1])
+    assert named >= plan.num_chips
+    assert best("h200", named, goal="chips", demand=demand).served.requests_per_s >= 4.0
 
 
 def test_fewest_chips_for_a_concurrency():

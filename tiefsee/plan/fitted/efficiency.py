@@ -25,7 +25,10 @@ class Efficiency:
     launch_s       between two dependent operators of one step: launch, tail, the gap of a graph
     step_s         once per step: scheduling, sampling, the host
     near_s, far_s  once per collective inside a node or supernode, and across nodes
-    half_rows      products of so many rows reach little more than half of what large ones do, of few rows a fifth
+    tile_rows      rows that a product computes at least, and half of which it computes too many in the mean
+    reuse          multiply-adds for each value that memory could bring in: how much caches multiply its bandwidth
+    knee           how arithmetic and memory share an operator's time: (a^k + m^k)^(1/k); 1 is one after the other, a
+                   large one what a roofline draws
     prefill        the arithmetic's efficiency in prefill steps over that in decode steps of as many rows
     eager          launches of a prefill step against those of a captured decode step
     overlapped     how much longer operators take while a collective runs beside them (two-batch overlap)
@@ -41,9 +44,9 @@ class Efficiency:
                    that one waits for in the mean, beyond the queue of arrivals at random
     """
 
-    matmul: float = 0.65
-    experts: float = 0.6
-    attention: float = 0.6
+    matmul: float = 0.85
+    experts: float = 0.8
+    attention: float = 0.7
     matmul_memory: float = 0.6
     experts_memory: float = 0.8
     attention_memory: float = 0.65
@@ -54,7 +57,9 @@ class Efficiency:
     far: float = 0.6
     near_s: float = 1e-5
     far_s: float = 3e-5
-    half_rows: float = 150.0
+    tile_rows: float = 64.0
+    reuse: float = 600.0
+    knee: float = 1.5
     prefill: float = 1.0
     eager: float = 2.5
     overlapped: float = 1.15

@@ -25,10 +25,12 @@ if TYPE_CHECKING:
 SCALE = {"tpot": 0.10, "ttft": 0.25, "prefill": 0.12}
 # Deviations of the prior, of logarithms: of the base around `Efficiency()`, of a factor around 1.
 BASE_SPREAD, FACTOR_SPREAD, TREND_SPREAD, ACCEPTED_SPREAD = 0.5, 0.25, 0.5, 0.3
+# Bases that are known better. Products, attention, tiles and knee from kernels alone: DeepGEMM and FlashMLA on H800 and
+# H20 (points deepgemm-*, flashmla-*, infersim-*).
 SURE = {
-    "matmul": 0.2, "experts": 0.2, "attention": 0.15, "experts_memory": 0.1, "vector_memory": 0.2, "far": 0.25,
-    "prefill": 0.15, "overlapped": 0.07, "interleave": 0.3, "skew": 0.25,
-}  # fmt: skip  # bases that are known better
+    "matmul": 0.15, "experts": 0.15, "attention": 0.15, "tile_rows": 0.2, "knee": 0.15, "experts_memory": 0.1,
+    "vector_memory": 0.2, "far": 0.25, "prefill": 0.15, "overlapped": 0.07, "interleave": 0.3, "skew": 0.25,
+}  # fmt: skip
 STACK_FIELDS = (
     "launch_s", "step_s", "near", "near_s", "far", "prefill", "eager", "interleave", "request_s", "front_s", "burst",
     "first_steps", "gather_steps",

@@ -8,11 +8,11 @@ from tiefsee.errors import ConfigError
 from tiefsee.hardware import Chip
 from tiefsee.spec.cost import Formats
 
-# What a precision means: dense products, experts, cache. NVFP4 checkpoints keep attention's projections in 8 bits.
+# What a precision means: dense products, experts, cache, attention. NVFP4 checkpoints keep its projections in 8 bits.
 PRECISIONS = {
     "bf16": Formats("bf16", "bf16"),
     "fp8": Formats("fp8", "fp8"),
-    "fp4": Formats("fp8", "fp4", cache="fp8"),
+    "fp4": Formats("fp8", "fp4", cache="fp8", attention="fp8"),
     "int8": Formats("int8", "int8"),
     "w4a8": Formats("int8", "fp4"),
 }
@@ -26,7 +26,11 @@ _NEXT = {"fp4": "fp8", "fp8": "int8", "int8": "bf16", "bf16": "fp32", "fp32": "b
 
 
 def formats_of(precision: str, kv_precision: str = "") -> Formats:
-    """Raises ConfigError for a name that means nothing. The cache is in BF16 unless `kv_precision` says otherwise."""
+    """Raises ConfigError for a name that means nothing. The cache is in BF16 unless `kv_precision` says otherwise.
+
+    Over a cache in FP8 attention multiplies in FP8, as FlashMLA's (pull request 82) and TensorRT-LLM's kernels do;
+    engines that dequantise instead are slower than that.
+    """
     name = precision.lower()
     name = ALIASES.get(name, name)
     if name not in PRECISIONS:
@@ -35,7 +39,8 @@ def formats_of(precision: str, kv_precision: str = "") -> Formats:
         return PRECISIONS[name]
     if kv_precision.lower() not in CACHE_FORMATS:
         raise ConfigError(f"the cache's format is {kv_precision!r}; needed is one of {', '.join(CACHE_FORMATS)}")
-    return replace(PRECISIONS[name], cache=kv_precision.lower())
+    cache = kv_precision.lower()
+    return replace(PRECISIONS[name], cache=cache, attention="fp8" if cache == "fp8" else "bf16")
 
 
 def usual_precision(chip: Chip) -> str:
