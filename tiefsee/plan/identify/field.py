@@ -29,7 +29,7 @@ SIGMAS_OF_80 = 1.2816  # a normal variable lies within so many of its sigmas 80 
 # configurations of chip, stack, release, precision and layout, held against the model of time before it was fitted,
 # what a plane over log length and log load explains beyond the configuration's own mean, and what it leaves. Errors of
 # the fitted model are smaller in the median, but their tails are long: with those medians 73 % of endpoints had their
-# chip among the candidates instead of 91 % (docs/identify.md).
+# chip among the candidates instead of 86 % (docs/identify.md).
 WITHIN: dict[Quantity, tuple[float, float]] = {"ttft_s": (0.31, 0.32), "tpot_s": (0.11, 0.073)}
 CROSS = 0.35  # correlation of the configurations' means of TTFT and TPOT, from the same runs
 LENGTH = 1.5  # how far in log length and log load (a factor of 4.5) a smooth error reaches
