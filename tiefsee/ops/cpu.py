@@ -58,6 +58,11 @@ NO_VBMI = (
     "torch unpacks them at each use, much more slowly; try --format bf16 if the memory allows"
 )
 
+OLDER_BUILD = (
+    "the CPU kernels were built from an older tiefsee, which had none for FP8, FP4 and INT8 weights; "
+    "torch unpacks them at each use, much more slowly; install tiefsee again"
+)
+
 
 def open_device(name: str) -> torch.device:
     return parse_device(name)
@@ -78,7 +83,7 @@ class CpuOperators(Operators):
         if self._native is None:
             self.notes = (NOT_BUILT if found is None else NOT_FOR_THIS_PROCESSOR,)
         elif self._packed is not None and not self._packed.usable:
-            self.notes = (NO_VBMI,)
+            self.notes = (NO_VBMI if self._packed.built else OLDER_BUILD,)
 
     @staticmethod
     def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

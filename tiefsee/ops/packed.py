@@ -71,12 +71,13 @@ class PackedProducts:
     """Products of BF16 rows with FP8, FP4 and INT8 weights, and the weights as BF16.
 
     Codes become BF16 exactly and scales are applied to float32 sums, so a result is rounded once, where the
-    definition rounds the weight first. `usable` is false on a processor without AVX512-BF16 and AVX512-VBMI; then
-    there is nothing to call. Activations are BF16, with their last dim contiguous; nothing is empty.
+    definition rounds the weight first. `usable` is false on a processor without AVX512-BF16 and AVX512-VBMI, and if
+    the library was built before they were written (not `built`); then there is nothing to call.
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self.usable = bool(library.tiefsee_packed_best())
+        self.built = hasattr(library, "tiefsee_packed_best")
+        self.usable = self.built and bool(library.tiefsee_packed_best())
         if not self.usable:
             return
         weight = (_INT, _INT, _POINTER, _POINTER, _INT64)  # threads, format, codes, scales, rows to a scale
