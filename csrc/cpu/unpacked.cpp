@@ -14,8 +14,11 @@
 
 namespace {
 
-// float32 products rounded to nearest, ties to even, in the upper half of each. In whole numbers: the processor's own
-// conversion makes numbers below 2 ** -126 zero.
+// From here on no code but 0 makes a number below 2 ** -126, of which the processor's conversion would make 0: the
+// smallest is E4M3's 2 ** -9.
+constexpr float SMALLEST_SCALE = 0x1p-117f;
+
+// float32 products rounded to nearest, ties to even, in the upper half of each: the conversion in whole numbers.
 TIEFSEE_PACKED inline __m512i rounded(__m512i values, __m512 scale) {
     const __m512 exact = _mm512_mul_ps(_mm512_castsi512_ps(values), scale);
     const __m512i bits = _mm512_castps_si512(exact);
@@ -25,17 +28,31 @@ TIEFSEE_PACKED inline __m512i rounded(__m512i values, __m512 scale) {
     return _mm512_mask_mov_epi32(near, no_number, _mm512_set1_epi32(0x7fc00000));
 }
 
+// 32 BF16 numbers times a scale.
+TIEFSEE_PACKED inline __m512i scaled(__m512i values, float scale) {
+    const __m512 by = _mm512_set1_ps(scale);
+    if (scale >= SMALLEST_SCALE) {
+        alignas(64) static constexpr int16_t SPREAD[2][32] = {
+            {0, 0, 0, 1, 0, 2, 0, 3, 0, 4, 0, 5, 0, 6, 0, 7, 0, 8, 0, 9, 0, 10, 0, 11, 0, 12, 0, 13, 0, 14, 0, 15},
+            {0, 16, 0, 17, 0, 18, 0, 19, 0, 20, 0, 21, 0, 22, 0, 23, 0, 24, 0, 25, 0, 26, 0, 27, 0, 28, 0, 29, 0, 30, 0, 31}};
+        __m512 wide[2];
+        for (int half = 0; half < 2; ++half)
+            wide[half] = _mm512_mul_ps(by, _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(
+                                               0xaaaaaaaa, _mm512_load_si512(SPREAD[half]), values)));
+        return (__m512i)_mm512_cvtne2ps_pbh(wide[1], wide[0]);
+    }
+    const __m512i even = rounded(_mm512_slli_epi32(values, 16), by);
+    const __m512i odd = rounded(_mm512_and_si512(values, _mm512_set1_epi32(int(0xffff0000))), by);
+    return _mm512_mask_mov_epi16(_mm512_srli_epi32(even, 16), 0xaaaaaaaa, odd);
+}
+
 // Up to 32 columns of a row, code times scale, as the definition's `dense` has them.
 template <class F>
 TIEFSEE_PACKED inline void unpack_some(const F &format, const uint8_t *codes, float scale, int64_t columns, bf16 *out) {
     prefetch(codes + AHEAD_BYTES);
     __m512i values[F::PARTS];
     format.unpack(F::spread(codes, columns), values);
-    const __m512 by = _mm512_set1_ps(scale);
-    const __m512i even = rounded(_mm512_slli_epi32(values[0], 16), by);
-    const __m512i odd = rounded(_mm512_and_si512(values[0], _mm512_set1_epi32(int(0xffff0000))), by);
-    _mm512_mask_storeu_epi16(out, ~__mmask32(0) >> (32 - columns),
-                             _mm512_mask_mov_epi16(_mm512_srli_epi32(even, 16), 0xaaaaaaaa, odd));
+    _mm512_mask_storeu_epi16(out, ~__mmask32(0) >> (32 - columns), scaled(values[0], scale));
 }
 
 template <class F> TIEFSEE_PACKED void unpack_row(const Matrix &m, int64_t o, int64_t ins, bf16 *out) {
