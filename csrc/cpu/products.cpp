@@ -9,8 +9,8 @@
 //   tiefsee_experts    out[N, D] = w2[e] (silu(w1[e] x) * w3[e] x), rows sorted by expert e
 //   tiefsee_attention  absorbed latent attention of one query per request over pages of cached rows
 //
-// Other formats: packed.cpp. Plain C interface, called through ctypes; OpenMP, the runtime that torch has loaded already. Processors without
-// AVX512-BF16 have no way here (tiefsee_best is 0), and torch computes everything.
+// Other formats: packed.cpp. Plain C interface, called through ctypes; OpenMP, the runtime that torch has loaded
+// already. Processors without AVX512-BF16 have no way here (tiefsee_best is 0), and torch computes everything.
 
 #if defined(__x86_64__) && defined(__linux__)
 

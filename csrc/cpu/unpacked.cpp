@@ -32,14 +32,14 @@ TIEFSEE_PACKED inline __m512i rounded(__m512i values, __m512 scale) {
 TIEFSEE_PACKED inline __m512i scaled(__m512i values, float scale) {
     const __m512 by = _mm512_set1_ps(scale);
     if (scale >= SMALLEST_SCALE) {
-        alignas(64) static constexpr int16_t SPREAD[2][32] = {
-            {0, 0, 0, 1, 0, 2, 0, 3, 0, 4, 0, 5, 0, 6, 0, 7, 0, 8, 0, 9, 0, 10, 0, 11, 0, 12, 0, 13, 0, 14, 0, 15},
-            {0, 16, 0, 17, 0, 18, 0, 19, 0, 20, 0, 21, 0, 22, 0, 23, 0, 24, 0, 25, 0, 26, 0, 27, 0, 28, 0, 29, 0, 30, 0, 31}};
+        // Value i to the upper half of float32 i, and from the sixteenth on.
+        const __m512i counted = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         __m512 wide[2];
-        for (int half = 0; half < 2; ++half)
-            wide[half] = _mm512_mul_ps(by, _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(
-                                               0xaaaaaaaa, _mm512_load_si512(SPREAD[half]), values)));
-        return (__m512i)_mm512_cvtne2ps_pbh(wide[1], wide[0]);
+        for (int half = 0; half < 2; ++half) {
+            const __m512i from = _mm512_slli_epi32(_mm512_add_epi32(counted, _mm512_set1_epi32(16 * half)), 16);
+            wide[half] = _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, from, values));
+        }
+        return (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(wide[1], by), _mm512_mul_ps(wide[0], by));
     }
     const __m512i even = rounded(_mm512_slli_epi32(values, 16), by);
     const __m512i odd = rounded(_mm512_and_si512(values, _mm512_set1_epi32(int(0xffff0000))), by);
