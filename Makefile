@@ -31,6 +31,7 @@ lint: .venv/.installed-dev
 bench: .venv/.installed-dev
 	$(BIN)/python -m pytest -q -s -m bench tests
 	$(BIN)/python benchmarks/against_transformers.py
+	$(BIN)/python benchmarks/packed_weights.py
 	$(BIN)/python benchmarks/speculation.py
 	$(BIN)/python benchmarks/load_memory.py /tmp/tiefsee-bench/v2-lite-9-layers
 	$(BIN)/python benchmarks/serve_process.py

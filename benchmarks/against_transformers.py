@@ -17,35 +17,52 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tiefsee.spec.tensors import CheckpointTensor
+
+Tensors = dict[str, torch.Tensor]
+Pack = Callable[[CheckpointTensor, torch.Tensor], Tensors]
 PROMPT, PREFILL, STEPS, BATCHES = 64, 512, 16, (1, 8, 16)
 WORKERS = ("tiefsee", "transformers grouped_mm", "transformers eager")
 
 
-def make_checkpoint(folder: Path, num_layers: int) -> None:
-    """Random weights under the published names, one shard per layer; embeddings of order 1 keep tokens apart."""
+def make_checkpoint(
+    folder: Path,
+    num_layers: int,
+    pack: Callable[[CheckpointTensor, torch.Tensor], Tensors] | None = None,
+    **fields: Any,
+) -> None:
+    """Random weights under the published names, one shard per layer; embeddings of order 1 keep tokens apart.
+
+    `pack` says what is stored for a tensor, by name; `fields` go into config.json.
+    """
     from safetensors.torch import save_file
 
     from tiefsee.spec import checkpoint_tensors, model_spec
     from tiefsee.spec.presets import preset_config
 
-    config = {**preset_config("v2-lite"), "num_hidden_layers": num_layers, "architectures": ["DeepseekV2ForCausalLM"]}
+    config = {
+        **preset_config("v2-lite"), "num_hidden_layers": num_layers, "architectures": ["DeepseekV2ForCausalLM"],
+        **fields,
+    }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(0)
-    shards: dict[str, dict[str, torch.Tensor]] = {}
+    shards: dict[str, Tensors] = {}
     weight_map: dict[str, str] = {}
     tensors = checkpoint_tensors(model_spec(config))
     for i, t in enumerate(tensors):
         part = t.name.split(".")[1] if t.name.startswith("layers.") else "rest"
         std = 1.0 if t.name == "embed.weight" else t.shape[-1] ** -0.5
         value = torch.ones(t.shape) if t.kind == "norm" else torch.randn(t.shape, generator=generator) * std
-        shards.setdefault(part, {})[t.published] = value.to(torch.bfloat16)
-        weight_map[t.published] = f"model-{part}.safetensors"
+        stored = {t.published: value.to(torch.bfloat16)} if pack is None else pack(t, value.to(torch.bfloat16))
+        shards.setdefault(part, {}).update(stored)
+        weight_map |= dict.fromkeys(stored, f"model-{part}.safetensors")
         following = (
             tensors[i + 1].name.split(".")[1] if i + 1 < len(tensors) and "layers." in tensors[i + 1].name else "rest"
         )

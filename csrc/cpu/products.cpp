@@ -9,16 +9,15 @@
 //   tiefsee_experts    out[N, D] = w2[e] (silu(w1[e] x) * w3[e] x), rows sorted by expert e
 //   tiefsee_attention  absorbed latent attention of one query per request over pages of cached rows
 //
-// Plain C interface, called through ctypes; OpenMP, the runtime that torch has loaded already. Processors without
-// AVX512-BF16 have no way here (tiefsee_best is 0), and torch computes everything.
+// Other formats: packed.cpp. Plain C interface, called through ctypes; OpenMP, the runtime that torch has loaded
+// already. Processors without AVX512-BF16 have no way here (tiefsee_best is 0), and torch computes everything.
 
 #if defined(__x86_64__) && defined(__linux__)
 
-#include <algorithm>
-#include <cmath>
+#include "bf16.h"
+#include "experts.h"
+
 #include <cpuid.h>
-#include <cstdint>
-#include <cstring>
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -26,26 +25,10 @@
 
 namespace {
 
-using bf16 = uint16_t;
-
 constexpr int64_t ROWS_AT_ONCE = 8;      // of x
 constexpr int64_t PANEL = 4;             // rows of a weight
 constexpr int64_t AHEAD = 512;           // values, 1 KB: measured, 4 KB is a tenth slower
 constexpr int64_t CHUNK_BYTES = 1 << 20; // of weight per piece of work, 50 us of one core; 256 KB is 3 % slower
-
-inline float widen(bf16 value) {
-    uint32_t bits = uint32_t(value) << 16;
-    float out;
-    std::memcpy(&out, &bits, 4);
-    return out;
-}
-
-inline bf16 narrow(float value) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, 4);
-    if (std::isnan(value)) return bf16(bits >> 16 | 0x40);
-    return bf16((bits + 0x7fff + (bits >> 16 & 1)) >> 16); // nearest, ties to even
-}
 
 // A panel is up to PANEL consecutive rows of a weight. sums[w * ROWS_AT_ONCE + r] = weight row w . row r of x, for
 // `rows` <= ROWS_AT_ONCE rows of x. Reading several rows at once loads x less often: it no longer fits the first cache.
@@ -120,7 +103,7 @@ void product(const bf16 *x, const bf16 *weight, bf16 *out, int64_t rows, int64_t
         }
 }
 
-// silu(gate) * up in columns [first, last) of the hidden rows; V4 clamps both (limit is infinite elsewhere).
+// silu(gate) * up in columns [first, last) of the hidden rows.
 void gated(const bf16 *x, const bf16 *w1, const bf16 *w3, bf16 *out, int64_t rows, int64_t ins,
            int64_t outs, int64_t first, int64_t last, float limit) {
     float gates[PANEL * ROWS_AT_ONCE], ups[PANEL * ROWS_AT_ONCE];
@@ -131,9 +114,8 @@ void gated(const bf16 *x, const bf16 *w1, const bf16 *w3, bf16 *out, int64_t row
             panel(w3 + o * ins, height, x + r * ins, some, ins, ups);
             for (int64_t k = 0; k < some; ++k)
                 for (int64_t w = 0; w < height; ++w) {
-                    const float gate = std::min(gates[w * ROWS_AT_ONCE + k], limit);
-                    const float up = std::clamp(ups[w * ROWS_AT_ONCE + k], -limit, limit);
-                    out[(r + k) * outs + o + w] = narrow(gate / (1 + std::exp(-gate)) * up);
+                    const int64_t i = w * ROWS_AT_ONCE + k;
+                    out[(r + k) * outs + o + w] = narrow(swiglu(gates[i], ups[i], limit));
                 }
         }
 }
@@ -237,9 +219,8 @@ void tile_gated(const uint32_t *x, const bf16 *w1, const bf16 *w3, bf16 *out, in
             tile_sums(w3 + o * ins, height, x + n * ins / 2, some, ins, ups, n == 0);
             for (int64_t k = 0; k < some; ++k)
                 for (int64_t w = 0; w < height; ++w) {
-                    const float gate = std::min(gates[w * 2 * TILE + k], limit);
-                    const float up = std::clamp(ups[w * 2 * TILE + k], -limit, limit);
-                    out[(n + k) * outs + o + w] = narrow(gate / (1 + std::exp(-gate)) * up);
+                    const int64_t i = w * 2 * TILE + k;
+                    out[(n + k) * outs + o + w] = narrow(swiglu(gates[i], ups[i], limit));
                 }
         }
 }
@@ -305,51 +286,38 @@ void tiefsee_linear(int threads, const bf16 *x, const bf16 *weight, bf16 *out, i
 void tiefsee_experts(int way, int threads, const bf16 *x, const int64_t *counts, int64_t experts, const bf16 *w1,
                      const bf16 *w2, const bf16 *w3, bf16 *hidden, bf16 *out, int64_t width, int64_t inner,
                      float limit) {
-    const int64_t up_size = rows_per_chunk(2 * width), up_chunks = (inner + up_size - 1) / up_size;
-    const int64_t down_size = rows_per_chunk(inner), down_chunks = (width + down_size - 1) / down_size;
-    struct Expert {
-        int64_t index, first, count, packed; // rows of x, and where its packed rows begin (-1: none)
-    };
-    std::vector<Expert> busy;
-    int64_t rows = 0, room = 0;
-    for (int64_t e = 0; e < experts; rows += counts[e++]) {
-        if (counts[e] == 0) continue;
-        const bool tiled = fits_tiles(way, counts[e], width, inner) && fits_tiles(way, counts[e], inner, width);
-        busy.push_back({e, rows, counts[e], tiled ? room : -1});
-        if (tiled) room += packed_rows(counts[e]);
+    const std::vector<Expert> busy = busy_experts(counts, experts);
+    std::vector<int64_t> rooms; // where the packed rows of an expert begin; -1: none
+    int64_t room = 0;
+    for (const Expert &e : busy) {
+        const bool tiled = fits_tiles(way, e.count, width, inner) && fits_tiles(way, e.count, inner, width);
+        rooms.push_back(tiled ? room : -1);
+        if (tiled) room += packed_rows(e.count);
     }
-    const int64_t number = int64_t(busy.size()), size = width * inner;
+    const int64_t size = width * inner;
     std::vector<uint32_t> packed(room * std::max(width, inner) / 2);
-    auto tiles_of = [&](const Expert &e, int64_t ins) { return packed.data() + e.packed * ins / 2; };
-#pragma omp parallel num_threads(threads)
-    {
-        const Tiles tiles(room > 0);
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t b = 0; b < number; ++b)
-            if (busy[b].packed >= 0) pack(x + busy[b].first * width, busy[b].count, width, tiles_of(busy[b], width));
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t task = 0; task < number * up_chunks; ++task) {
-            const Expert &e = busy[task / up_chunks];
-            const int64_t from = task % up_chunks * up_size, to = std::min(inner, from + up_size);
+    auto tiles_of = [&](int64_t b, int64_t ins) { return packed.data() + rooms[b] * ins / 2; };
+    auto fill = [&](int64_t b, const bf16 *rows, int64_t ins) {
+        if (rooms[b] >= 0) pack(rows + busy[b].first * ins, busy[b].count, ins, tiles_of(b, ins));
+    };
+    each_expert(
+        threads, int64_t(busy.size()), {inner, rows_per_chunk(2 * width)}, {width, rows_per_chunk(inner)},
+        [&] { return Tiles(room > 0); }, [&](int64_t b) { fill(b, x, width); },
+        [&](int64_t b, int64_t from, int64_t to) {
+            const Expert &e = busy[b];
             const bf16 *gate = w1 + e.index * size, *up = w3 + e.index * size;
             bf16 *target = hidden + e.first * inner;
-            if (e.packed >= 0) tile_gated(tiles_of(e, width), gate, up, target, e.count, width, inner, from, to, limit);
+            if (rooms[b] >= 0) tile_gated(tiles_of(b, width), gate, up, target, e.count, width, inner, from, to, limit);
             else gated(x + e.first * width, gate, up, target, e.count, width, inner, from, to, limit);
-        }
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t b = 0; b < number; ++b)
-            if (busy[b].packed >= 0)
-                pack(hidden + busy[b].first * inner, busy[b].count, inner, tiles_of(busy[b], inner));
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t task = 0; task < number * down_chunks; ++task) {
-            const Expert &e = busy[task / down_chunks];
-            const int64_t from = task % down_chunks * down_size, to = std::min(width, from + down_size);
+        },
+        [&](int64_t b) { fill(b, hidden, inner); },
+        [&](int64_t b, int64_t from, int64_t to) {
+            const Expert &e = busy[b];
             const bf16 *weight = w2 + e.index * size;
             bf16 *target = out + e.first * width;
-            if (e.packed >= 0) tile_product(tiles_of(e, inner), weight, target, e.count, inner, width, from, to);
+            if (rooms[b] >= 0) tile_product(tiles_of(b, inner), weight, target, e.count, inner, width, from, to);
             else product(hidden + e.first * inner, weight, target, e.count, inner, width, from, to);
-        }
-    }
+        });
 }
 
 // query[B, H, width] against the rows [first[b], last[b]) of request b, row s on page tables[b * pages + s / size] of

@@ -25,6 +25,7 @@ from tiefsee.checkpoint import save_network
 from tiefsee.engine import build
 from tiefsee.errors import ConfigError, DeviceError, ModelNotFound
 from tiefsee.ops.group import Group
+from tiefsee.ops.weight import Weight
 
 GREEDY = Sampling(temperature=0, max_tokens=24, ignore_eos=True)
 OPTIONS = {"max_context": 1024, "cache_bytes": 2e8, "max_running": 4}
@@ -139,6 +140,8 @@ def test_packed_weights_are_cut_between_their_blocks(tmp_path, family, experts, 
         weight = shared.core.runner.network.layers[-1].ffn.experts.w1
         assert weight.shape[0] == 3
         assert (format == "keep") == hasattr(weight, "packing")
+        held = [m for m in shared.core.runner.network.modules() if isinstance(m, Weight)]
+        assert all(w.data.is_contiguous() and w.scale.is_contiguous() for w in held)  # what kernels ask for
         (found,), (needed,) = shared.logits([prompt(150)]), alone.logits([prompt(150)])
         assert relative_error(found, needed) < 1e-4
 

@@ -114,7 +114,7 @@ def _convert(source: Source, spec: ModelSpec, device: torch.device, dtype: torch
     raw, scale = own_packed(raw, read_tensor(source.scale), packing, tensor.part)
     scale = formats.decode_ue8m0(scale) if packing.scales == "ue8m0" else scale.float()
     if format == "keep":
-        return _Held(raw.to(device, copy=True), scale.to(device), packing)
+        return _Held(raw.to(device, copy=True), scale.to(device).contiguous(), packing)  # a rank's may be cut columns
     held = Weight(raw, scale, packing)
     if format == "int8":
         data, rows = formats.pack_int8(held.dequantise(torch.float32))

@@ -202,34 +202,29 @@ def latent_attention(
     heads, nope = query_nope_THN.shape[1:]
     weight_HOC = dense(wkv_b, query_nope_THN.dtype).unflatten(0, (heads, -1))
     key_HNC, value_HVC = weight_HOC.split((nope, value_dim), dim=1)
-    tokens = [slice(segment.first, segment.last) for segment in view.segments]
-    dtype = query_nope_THN.dtype
-    rows = [view.history("latent", layer, i, segment.end).to(dtype) for i, segment in enumerate(view.segments)]
-    chosen: list[Tensor | None] = picks or [None] * len(rows)
-    absorbs = [s.num_tokens < break_even(weight_HOC, value_dim) for s in view.segments]
+    rank = weight_HOC.shape[-1]
+    absorbs = [s.num_tokens < break_even(*weight_HOC.shape[1:]) for s in view.segments]
     if all(absorbs):
         # Decode: the heads' matrices are applied to all requests at once, only the keys differ.
         query_THC = absorb_query(query_nope_THN, query_rope_THR, key_HNC)
-        parts = zip(tokens, rows, chosen, strict=True)
-        return per_head(
-            value_HVC, torch.cat([attend_latent(query_THC[t], r, scale, p, value_HVC) for t, r, p in parts])
-        )
+        return per_head(value_HVC, attend_segments(query_THC, view, layer, scale, rank, picks))
     outputs = []
-    for t, r, p, absorb in zip(tokens, rows, chosen, absorbs, strict=True):
+    segments = _latent_segments(view, layer, query_nope_THN.dtype, picks)
+    for (t, r, p), absorb in zip(segments, absorbs, strict=True):
         if absorb:
             query_THC = absorb_query(query_nope_THN[t], query_rope_THR[t], key_HNC)
-            outputs.append(per_head(value_HVC, attend_latent(query_THC, r, scale, p, value_HVC)))
+            outputs.append(per_head(value_HVC, attend_latent(query_THC, r, scale, p, rank)))
         else:
             outputs.append(_expanded(query_nope_THN[t], query_rope_THR[t], r, key_HNC, value_HVC, scale, p))
     return torch.cat(outputs)
 
 
-def break_even(weight_HOC: Tensor, value_dim: int) -> float:
+def break_even(both: int, rank: int) -> float:
     """Queries per segment from which expanding the keys costs fewer FLOPs: about 170 for V3.
 
     Per key, expanding costs C * (N + V) once and then N + R + V a query; absorbed costs 2 * C + R a query.
+    `both` is N + V, `rank` is C.
     """
-    _, both, rank = weight_HOC.shape
     return rank * both / max(2 * rank - both, 1)
 
 
@@ -238,9 +233,28 @@ def absorb_query(query_nope_THN: Tensor, query_rope_THR: Tensor, key_HNC: Tensor
     return torch.cat((torch.einsum("thn,hnc->thc", query_nope_THN, key_HNC), query_rope_THR), dim=-1)
 
 
-def attend_latent(query_THC: Tensor, rows_SC: Tensor, scale: float, pick: Tensor | None, value_HVC: Tensor) -> Tensor:
-    """The latents that the queries of one segment attend to, weighted: [T, H, C]."""
-    rank = value_HVC.shape[-1]
+def attend_segments(
+    query_THC: Tensor, view: CacheView, layer: int, scale: float, rank: int, picks: list[Tensor | None] | None
+) -> Tensor:
+    """The latents that absorbed queries attend to, weighted: [T, H, C], for all segments."""
+    segments = _latent_segments(view, layer, query_THC.dtype, picks)
+    return torch.cat([attend_latent(query_THC[t], r, scale, p, rank) for t, r, p in segments])
+
+
+def _latent_segments(
+    view: CacheView, layer: int, dtype: torch.dtype, picks: list[Tensor | None] | None
+) -> list[tuple[slice, Tensor, Tensor | None]]:
+    """Tokens, cached rows and chosen keys of each segment."""
+    chosen = picks or [None] * len(view.segments)
+    return [
+        (slice(s.first, s.last), view.history("latent", layer, i, s.end).to(dtype), chosen[i])
+        for i, s in enumerate(view.segments)
+    ]
+
+
+def attend_latent(query_THC: Tensor, rows_SC: Tensor, scale: float, pick: Tensor | None, rank: int) -> Tensor:
+    """The latents that the queries of one segment attend to, weighted: [T, H, C]; C, `rank`, is the part of a row that
+    is a value too."""
     if pick is not None and len(query_THC) == 1:
         rows_SC, pick = rows_SC[pick[0]], None
     first = len(rows_SC) - len(query_THC)

@@ -126,7 +126,7 @@ class LatentAttentionCall:
         outputs = []
         for i, query, pick in zip(indexes, torch.cat((query_THC, rope_THR), -1).split(counts), picks, strict=True):
             rows = self.view.history("latent", self.layer, i, self.view.segments[i].end)
-            outputs.append(reference.attend_latent(query, rows, self.scale, pick, self.value_HVC))
+            outputs.append(reference.attend_latent(query, rows, self.scale, pick, self.value_HVC.shape[-1]))
         return torch.cat(outputs)
 
     def _expanded(self, index: int) -> Tensor:
