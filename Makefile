@@ -92,5 +92,5 @@ clean:
 
 .venv-ascend/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-ascend
-	$(ASCEND) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ascend]' pytest pytest-timeout pytest-xdist hypothesis
+	$(ASCEND) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ascend]' pytest pytest-timeout pytest-xdist hypothesis openai
 	@touch $@

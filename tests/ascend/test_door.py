@@ -9,14 +9,18 @@ import sys
 
 import pytest
 
+from tests.ascend.conftest import EMULATED
 from tests.ascend.models import save_checkpoint
 from tests.fakecann import environment, missing
 from tiefsee.files import bundled_models
 
 HAS_TORCH_NPU = importlib.util.find_spec("torch_npu") is not None
+ON_HARDWARE = not EMULATED and "ASCEND_HOME_PATH" in os.environ
 has_torch_npu = pytest.mark.skipif(not HAS_TORCH_NPU, reason="torch_npu is not installed: run `make ascend-emulated`")
-emulates = pytest.mark.skipif(missing() is not None, reason=f"cannot emulate CANN here: {missing()}")
-on_hardware = "FAKECANN_START" not in os.environ and "ASCEND_HOME_PATH" in os.environ
+needs_emulator = pytest.mark.skipif(ON_HARDWARE, reason="on a card nothing is emulated")
+emulates = pytest.mark.skipif(
+    ON_HARDWARE or missing() is not None, reason=f"cannot emulate CANN here: {missing() or 'CANN is installed'}"
+)
 BUNDLED = "tiefsee-demo"
 needs_bundled = pytest.mark.skipif(BUNDLED not in bundled_models(), reason="the bundled model is not in this checkout")
 PROMPT = ("Once upon a time", "--max-tokens", "8", "--temperature", "0")
@@ -51,7 +55,7 @@ def test_without_torch_npu():
 
 @has_torch_npu
 @needs_bundled
-@pytest.mark.skipif(on_hardware, reason="CANN is installed")
+@needs_emulator
 def test_with_torch_npu_and_without_cann():
     """`import torch` alone fails on such a machine; the CPU works all the same."""
     import_torch = subprocess.run(
@@ -88,7 +92,9 @@ def test_run_end_to_end(soc):
 @pytest.mark.parametrize(
     ("soc", "options", "word"),
     [
-        ("Ascend910B3", ["--device", "npu:3"], "device 'npu:3' was asked for, and CANN sees 1"),
+        ("Ascend910B3", ["--device", "npu:7"], "device 'npu:7' was asked for, and CANN sees 1: the last one is npu:0"),
+        ("Ascend910B3", ["--device", "npux"], "'npux' is not supported; there are 'cpu', 'cuda', 'npu'"),
+        ("Ascend910B3", ["--device", "ascend"], "'ascend' is not supported; there are 'cpu', 'cuda', 'npu'"),
         ("Ascend910B3", ["--device", "npu:x"], "not a device name"),
         ("Ascend310P3", ["--device", "npu"], "the card is a 'Ascend310P3'; tiefsee knows"),
     ],
@@ -107,6 +113,24 @@ def test_no_card_and_too_small_a_card(tmp_path):
     line = error_of(tiefsee(*arguments, **environment(device_bytes=1_000_000)))
     assert "the weights need" in line
     assert "npu:0 has 1 MB free" in line
+
+
+@has_torch_npu
+@emulates
+@pytest.mark.parametrize(
+    ("soc", "format", "word"),
+    [
+        ("Ascend910B3", "fp8", "Ascend910B3 has no FP8; needed int8 or bf16 (or auto: int8)"),
+        ("Ascend910_9391", "fp4", "Ascend910_9391 has no FP8; needed int8 or bf16 (or auto: int8)"),
+        ("Ascend950", "fp8", "format is 'fp8'; needed auto, keep (as published, FP8), bf16, fp16, fp32 or int8"),
+        ("Ascend910B3", "int7", "format is 'int7'; needed auto, keep (as published, FP8), bf16, fp16, fp32 or int8"),
+    ],
+)
+def test_a_format_that_is_absent(soc, format, word, tmp_path):
+    from tests.ascend.test_engine import packed_checkpoint
+
+    arguments = ("run", str(packed_checkpoint(tmp_path)), "x", "--device", "npu", "--format", format)
+    assert word in error_of(tiefsee(*arguments, **environment(soc, device_bytes=4_000_000_000)))
 
 
 @has_torch_npu

@@ -25,12 +25,25 @@ def values(*shape, dtype=BF16, scale=1.0, seed=0):
     return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
 
 
+ERRORS: list[float] = []
+
+
 def assert_near(found, needed, steps=2):
     found = found.cpu()
     assert found.shape == needed.shape
     assert found.dtype == needed.dtype
-    tolerance = (STEP if found.dtype == BF16 else 1e-5) * steps
-    assert (found.float() - needed.float()).abs().max() <= tolerance * needed.float().abs().max()
+    one = (STEP if found.dtype == BF16 else 1e-5) * float(needed.float().abs().max())
+    ERRORS.append(float((found.float() - needed.float()).abs().max()) / one)
+    assert ERRORS[-1] <= steps
+
+
+@pytest.fixture(autouse=True)
+def note_the_largest_error(record_property):
+    """For the report of a machine with a card: how far the kernels' roundings are from those that are assumed."""
+    ERRORS.clear()
+    yield
+    if ERRORS:
+        record_property("largest error, in roundings of the result", f"{max(ERRORS):.2f}")
 
 
 @pytest.fixture(scope="module")
@@ -153,9 +166,10 @@ def views(spans, npu):
     return first, found[0], found[1]
 
 
-@pytest.mark.parametrize(
-    "spans", [SPANS, SPANS[:3], SPANS[3:5], SPANS[5:6]], ids=["mixed", "decode", "prefill", "late"]
-)
+LATE = [(2, 300, 3), (1, 40, 7)]  # drafts of an MTP layer: both are gathered, ends of their rows are running sums
+
+
+@pytest.mark.parametrize("spans", [SPANS, SPANS[:3], SPANS[3:5], LATE], ids=["mixed", "decode", "prefill", "late"])
 def test_latent_attention(npu, ops, spans):
     tokens, on_cpu, on_npu = views(spans, npu)
     heads = 4

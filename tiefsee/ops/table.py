@@ -13,12 +13,13 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from tiefsee.errors import DeviceError
+from tiefsee.errors import ConfigError, DeviceError
 from tiefsee.layouts import ROWS, Layout
 from tiefsee.ops import reference
 from tiefsee.ops.view import CacheView
 from tiefsee.ops.weight import Weight
 from tiefsee.spec.model import ModelSpec, Router
+from tiefsee.spec.size import FORMATS
 
 
 class Operators:
@@ -72,7 +73,14 @@ class Operators:
 
     def resolve_format(self, format: str, spec: ModelSpec) -> tuple[str, str | None]:
         """The format that weights are held in ("auto": as published, if the device can), and a sentence if they
-        are converted without having been told to. Raises DeviceError for a format that the device lacks."""
+        are converted without having been told to. Raises ConfigError for a format that nobody has, and DeviceError
+        for one that the device lacks."""
+        if format not in ("auto", *FORMATS):
+            others = [f for f in FORMATS if f != "keep"]
+            raise ConfigError(
+                f"format is {format!r}; needed auto, keep (as published, {published_format(spec)}), "
+                f"{', '.join(others[:-1])} or {others[-1]}"
+            )
         return ("keep" if format == "auto" else format), None
 
     def route(
@@ -104,6 +112,13 @@ class Operators:
         w1: Tensor | Weight, w2: Tensor | Weight, w3: Tensor | Weight, limit: float | None,
     ) -> Tensor:  # fmt: skip
         return reference.expert_loop(sorted_ND, counts_E, w1, w2, w3, limit, self.linear)
+
+
+def published_format(spec: ModelSpec) -> str:
+    """In words: "bfloat16", "FP8", "FP8 with FP4 experts"."""
+    if spec.quantisation is None:
+        return spec.dtype
+    return "FP8 with FP4 experts" if spec.quantisation.expert_format == "fp4" else "FP8"
 
 
 class Backend(Protocol):

@@ -16,7 +16,7 @@ from tiefsee.ops.ascend import attention, experts, hyper, indexer, linear, norms
 from tiefsee.ops.ascend.chip import AscendChip
 from tiefsee.ops.ascend.device import chip_at
 from tiefsee.ops.ascend.remarks import remarks_on
-from tiefsee.ops.table import Operators
+from tiefsee.ops.table import Operators, published_format
 from tiefsee.ops.view import CacheView
 from tiefsee.ops.weight import AnyWeight, Weight, dense
 from tiefsee.spec.model import ModelSpec, Router
@@ -42,11 +42,12 @@ class AscendOperators(Operators):
 
     def resolve_format(self, format: str, spec: ModelSpec) -> tuple[str, str | None]:
         """FP8 and FP4 stay packed on a chip that has FP8; elsewhere they become INT8, or BF16 when asked."""
-        if spec.quantisation is None or self.chip.has_fp8 or format not in ("auto", "keep"):
+        if spec.quantisation is None or self.chip.has_fp8 or format not in ("auto", "keep", "fp8", "fp4"):
             return super().resolve_format(format, spec)
-        if format == "keep":
+        if format != "auto":
             raise DeviceError(
-                f"format 'keep' asks for FP8 weights, and {self.chip} has no FP8; needed int8 or bf16 (or auto: int8)"
+                f"format {format!r} asks for {published_format(spec)}, and {self.chip} has no FP8; "
+                "needed int8 or bf16 (or auto: int8)"
             )
         return "int8", (
             f"{self.chip} has no FP8: the weights are converted to INT8, one scale per row, and multiplied with INT8 "
