@@ -6,7 +6,8 @@ where the definition's single steps round:
     gated activation     rounded once, at the end
     attention            scores stay float32; powers are rounded before they meet the values, their sum is not
     sum over experts     the weights are rounded to BF16
-    INT8 weights         activations are INT8 too, one scale per token; sums of codes are exact
+    packed weights       activations become codes too, INT8 per token or FP8 by blocks; sums of INT8 are exact
+    INT8 experts         nothing is rounded to BF16 between the first products and the second's codes
     few queries          16 and fewer are absorbed (the definition: fewer than it pays off for)
 """
 
@@ -15,26 +16,57 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tiefsee.ops import Operators, reference
+from tiefsee.ops import Operators, formats, reference
+from tiefsee.ops.ascend.chip import Generation
 from tiefsee.ops.cpu import CpuOperators
 from tiefsee.ops.view import CacheView
-from tiefsee.ops.weight import AnyWeight, Weight, dense
+from tiefsee.ops.weight import AnyWeight, PackedSlice, Weight, dense
 
 MOST_ABSORBED = 16
 
 
 class RoundedOperators(Operators):
+    """`settled`: experts as after a load; otherwise gate and up are products by themselves, rounded to BF16.
+    `multiplies_fp8`: FP8 and FP4 weights meet FP8 rows. Without `attends`, attention is the definition."""
+
     name = "rounded"
     free_bytes = staticmethod(CpuOperators.free_bytes)
 
+    def __init__(self, *, settled: bool = True, multiplies_fp8: bool = False, attends: bool = True) -> None:
+        self.settled, self.multiplies_fp8, self.attends = settled, multiplies_fp8, attends
+
+    @classmethod
+    def of(cls, chip: Generation) -> RoundedOperators:
+        return cls(
+            settled=chip.has_gated_quant, multiplies_fp8=chip.has_block_products, attends=chip.has_fused_attention
+        )
+
     def linear(self, x: Tensor, weight: AnyWeight, bias: Tensor | None = None) -> Tensor:
-        if isinstance(weight, Tensor) or weight.packing.format != "int8" or x.dtype != torch.bfloat16:
+        out = self._product(x, weight)
+        if out is None:
             return reference.linear(x, weight, bias)
-        step = x.float().abs().amax(-1, keepdim=True) / 127
-        codes = (x.float() / torch.where(step == 0, 1.0, step)).round()
-        sums = (codes.double() @ weight.data.double().T).float()
-        out = (sums * weight.scale * step).to(x.dtype)
-        return out if bias is None else out + bias
+        return out.to(x.dtype) if bias is None else out.to(x.dtype) + bias
+
+    def grouped_linear(self, x_TGI: Tensor, weight: AnyWeight) -> Tensor:
+        if isinstance(weight, Tensor):
+            return reference.grouped_linear(x_TGI, weight)
+        groups = x_TGI.shape[1]
+        parts = (t.unflatten(0, (groups, -1)).unbind() for t in (weight.data, weight.scale))
+        slices = [PackedSlice(data, scale, weight.packing) for data, scale in zip(*parts, strict=True)]
+        return torch.cat([self.linear(x_TGI[:, g].contiguous(), part) for g, part in enumerate(slices)], -1)
+
+    def _product(self, x: Tensor, weight: AnyWeight) -> Tensor | None:
+        """In float32, of rows as codes; None where the weight is unpacked."""
+        if isinstance(weight, Tensor) or x.dtype != torch.bfloat16:
+            return None
+        if weight.packing.format == "int8":
+            step = x.float().abs().amax(-1, keepdim=True) / 127
+            codes = (x.float() / torch.where(step == 0, 1.0, step)).round()
+            return (codes.double() @ weight.data.double().T).float() * weight.scale * step
+        if not self.multiplies_fp8:
+            return None
+        width = 128 if weight.packing.format == "fp8" and weight.packing.block[0] == 128 else 32
+        return as_fp8(x.float(), width, powers=width == 32) @ weight.dequantise(torch.float32).T
 
     def swiglu(self, gate: Tensor, up: Tensor, limit: float | None) -> Tensor:
         return reference.swiglu(gate.float(), up.float(), limit).to(gate.dtype)
@@ -48,10 +80,19 @@ class RoundedOperators(Operators):
         return super().run_experts(hidden_TD, experts_TK, weights_TK, w1, w2, w3, limit, share)
 
     def each_expert(self, sorted_ND, counts_E, w1, w2, w3, limit):
+        # The fused activation takes 64s of gate and up together.
+        in_int8 = isinstance(w1, Weight) and w1.packing.format == "int8" and w1.shape[1] % 32 == 0
+        in_int8 = in_int8 and self.settled and sorted_ND.dtype == torch.bfloat16
         outputs, first = [], 0
         for gate, down, up, count in zip(w1.unbind(), w2.unbind(), w3.unbind(), counts_E.tolist(), strict=True):
             x = sorted_ND[first : first + count]
-            outputs.append(self.linear(self.swiglu(self.linear(x, gate), self.linear(x, up), limit), down))
+            if in_int8:
+                hidden = reference.swiglu(self._product(x, gate), self._product(x, up), limit)
+                step = hidden.abs().amax(-1, keepdim=True) / 127
+                codes = (hidden / torch.where(step == 0, 1.0, step)).round()
+                outputs.append(((codes.double() @ down.data.double().T).float() * down.scale * step).to(x.dtype))
+            else:
+                outputs.append(self.linear(self.swiglu(self.linear(x, gate), self.linear(x, up), limit), down))
             first += count
         return torch.cat(outputs)
 
@@ -59,6 +100,10 @@ class RoundedOperators(Operators):
         self, query_nope_THN: Tensor, query_rope_THR: Tensor, wkv_b: AnyWeight, view: CacheView, layer: int,
         scale: float, value_dim: int, picks: list[Tensor | None] | None = None,
     ) -> Tensor:  # fmt: skip
+        if not self.attends:
+            return reference.latent_attention(
+                query_nope_THN, query_rope_THR, wkv_b, view, layer, scale, value_dim, picks
+            )
         heads, nope = query_nope_THN.shape[1:]
         key_HNC, value_HVC = dense(wkv_b, query_nope_THN.dtype).unflatten(0, (heads, -1)).split((nope, value_dim), 1)
         outputs = []
@@ -81,6 +126,14 @@ class RoundedOperators(Operators):
                 scores += torch.einsum("thr,sr->ths", rope_THR.float(), rope_SR.float())
                 outputs.append(_weigh(scores * scale, hidden_TS, torch.einsum("sc,hvc->shv", latent_SC, value_HVC)))
         return torch.cat(outputs)
+
+
+def as_fp8(wide: Tensor, width: int, *, powers: bool) -> Tensor:
+    """E4M3 codes times the scales of their blocks of `width` columns, in float32."""
+    columns = wide.shape[-1]
+    flat = wide.reshape(-1, columns)
+    codes, scale = formats.pack_fp8(flat, (1, width), ue8m0=powers)
+    return formats.unpack_fp8(codes, scale, (1, width), torch.float32).view(wide.shape)
 
 
 def _weigh(scores_THS: Tensor, hidden_TS: Tensor, values_SHV: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from tests.tiny import prompt, relative_error
 from tiefsee import LLM, Sampling
 from tiefsee.engine.sample import draw
 from tiefsee.errors import DeviceError, OutOfMemory
+from tiefsee.ops.ascend.settle import FRACTAL_NZ, ND
 
 FLOAT32_TOLERANCE = 1e-4
 # Of BF16's logits, relative: the worst position and the median one. Measured: 0 and 0 for V2 and V3, whose sums come
@@ -32,17 +33,24 @@ def pair(request, npu, tmp_path_factory):
     """The same checkpoint on the card and on the CPU."""
     family, _, dtype = request.param.rpartition("-")
     folder = save_checkpoint(family, dtype, tmp_path_factory.mktemp("model") / family)
-    return open_llm(folder, "npu:0"), open_on_cpu(folder, dtype == "bfloat16")
+    llm = open_llm(folder, "npu:0")
+    return llm, open_on_cpu(folder, rounded_as(llm) if dtype == "bfloat16" else None)
 
 
 def open_llm(folder, device, **options):
     return LLM(folder, device=device, max_context=1024, max_draft=0, max_step_tokens=300, **options)
 
 
-def open_on_cpu(folder, rounded, **options):
+def rounded_as(llm):
+    """The table that rounds as the chip of this engine does."""
+    return RoundedOperators.of(llm.core.runner.network.ops.chip.generation)
+
+
+def open_on_cpu(folder, table=None, **options):
+    """With another table than the CPU's own."""
     with pytest.MonkeyPatch.context() as patch:
-        if rounded:
-            patch.setattr("tiefsee.engine.build.operators_for", lambda device: RoundedOperators())
+        if table is not None:
+            patch.setattr("tiefsee.engine.build.operators_for", lambda device: table)
         return open_llm(folder, "cpu", **options)
 
 
@@ -155,12 +163,16 @@ def test_drafts_in_bf16_run_fused(npu, tmp_path):
 
 
 def test_int8_weights(npu, tmp_path):
-    """W8A8: codes and scales are the same on both devices, activations are quantised alike."""
+    """W8A8: codes and scales are the same on both devices, activations are quantised alike; weights lie in the
+    chip's own order, gate and up side by side, and what attention takes apart is unpacked."""
     folder = save_checkpoint("v3", "bfloat16", tmp_path / "m")
-    found, needed = (
-        opened.logits([prompt(60)], chunk=25)[0]
-        for opened in (open_llm(folder, "npu:0", format="int8"), open_on_cpu(folder, True, format="int8"))
-    )
+    llm = open_llm(folder, "npu:0", format="int8")
+    chip, layer = llm.core.runner.network.ops.chip.generation, llm.core.runner.network.layers[1]
+    for weight in (layer.attn.wo.weight, layer.ffn.experts.w1, layer.ffn.experts.w2):
+        assert torch.ops.npu.get_npu_format(weight.data) == (FRACTAL_NZ if chip.orders_weights else ND)
+    on_cpu = open_on_cpu(folder, rounded_as(llm), format="int8")
+    assert layer.attn.wkv_b.weight.dtype == torch.bfloat16
+    found, needed = (opened.logits([prompt(60)], chunk=25)[0] for opened in (llm, on_cpu))
     assert_alike(found, needed)
 
 
@@ -188,14 +200,50 @@ def test_fp8_is_converted_at_load_and_said(emulated, soc, tmp_path):
         open_llm(packed, "npu:0", format="keep")
 
 
-def test_fp4_experts_become_int8(emulated, soc, tmp_path):
+# V4: scales of 32 x 32 in ue8m0, FP4 experts; widths that FP4's products take.
+PUBLISHED = {
+    "v3": ({**CONFIGS["v3"], "hidden_size": 128, "moe_intermediate_size": 128}, {}),
+    "v4": (
+        {**CONFIGS["v4"], "hidden_size": 128, "moe_intermediate_size": 64, "o_lora_rank": 32,
+         "quantization_config": {"quant_method": "fp8", "weight_block_size": [32, 32]}},
+        {"block": 32, "ue8m0": True, "experts": "fp4"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_950_multiplies_the_published_numbers(emulated, soc, tmp_path, family):
+    if not soc.startswith("Ascend950"):
+        pytest.skip("Ascend 910 has no FP8")
+    from tests.fakecann.emulator import record
+
+    config, packing = PUBLISHED[family]
+    packed, _ = write_checkpoint(tmp_path, {**config, "dtype": "bfloat16", "torch_dtype": "bfloat16"}, **packing)
+    llm = open_llm(packed, "npu:0")
+    experts = llm.core.runner.network.layers[1].ffn.experts
+    assert experts.w1.packing.format == experts.w2.packing.format == ("fp8" if family == "v3" else "fp4")
+    assert not any("INT8" in note for note in llm.core.notes)
+    with record() as calls:
+        found = llm.logits([prompt(30)])[0]
+    products = {c.partition("(")[0] for c in calls if "float8_e4m3fn[" in c and "Matmul" in c}
+    # V4 and V5 of the grouped product do the same: torch_npu takes for a process which its first call would take.
+    grouped = {"GroupedMatmulV4", "GroupedMatmulV5"} if family == "v3" else {"GroupedMatmulWeightNz"}
+    assert "QuantMatmulV5" in products
+    assert grouped & products
+    assert not any(c.startswith("Cast(float8_e4m3fn") for c in calls)  # nothing is unpacked on the way
+    on_cpu = open_on_cpu(packed, rounded_as(llm))
+    assert_alike(found, on_cpu.logits([prompt(30)])[0], picks=family == "v4")
+
+
+@pytest.mark.parametrize("width", [40, 64], ids=["activation-apart", "activation-in-int8"])
+def test_fp4_experts_become_int8(emulated, soc, tmp_path, width):
     if soc.startswith("Ascend950"):
         pytest.skip("Ascend 950 keeps FP4")
-    config = {**CONFIGS["v4"], "hidden_size": 160, "moe_intermediate_size": 40}
+    config = {**CONFIGS["v4"], "hidden_size": 160, "moe_intermediate_size": width}
     packed, _ = write_checkpoint(tmp_path, config, ue8m0=True, experts="fp4")
     llm = open_llm(packed, "npu:0", dtype="bfloat16")
     assert llm.core.runner.network.layers[0].ffn.experts.w1.packing.format == "int8"
-    on_cpu = open_on_cpu(packed, True, dtype="bfloat16", format="int8")
+    on_cpu = open_on_cpu(packed, rounded_as(llm), dtype="bfloat16", format="int8")
     found, needed = (opened.logits([prompt(30)])[0] for opened in (llm, on_cpu))
     assert_alike(found, needed, picks=True)
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -49,6 +52,72 @@ def test_two_dtypes_of_scalars_and_arrays(emulated):
     x = torch.arange(12, dtype=torch.bfloat16).view(3, 4).to(emulated)
     assert (x * 1.5 + 2).sum(dim=[0, 1]).item() == 123
     assert x.amax((0,)).tolist() == [8, 9, 10, 11]
+
+
+def test_an_order_of_its_own(emulated):
+    """FRACTAL_NZ: tiles of 16 rows and 32 bytes; a column of tiles lies together. The matrix stays what it was."""
+    from tests.fakecann.fractal import fold, unfold
+
+    x = torch.arange(40 * 70).view(40, 70).to(torch.int8)
+    tiles = fold(x, torch.empty(3, 3, 16, 32))
+    assert tiles[1, 2, 3, 4] == x[2 * 16 + 3, 32 + 4]
+    assert torch.equal(unfold(tiles)[:40, :70], x)
+    torch.npu.config.allow_internal_format = True  # without it, 910 keeps rows and columns
+    ordered = torch.ops.npu.npu_format_cast(x.to(emulated), 29)
+    torch.npu.config.allow_internal_format = False
+    assert torch.ops.npu.get_npu_format(ordered) == 29
+    assert ordered.shape == x.shape
+    assert torch.equal(torch.ops.npu.npu_format_cast(ordered, 2).cpu(), x)
+    with pytest.raises(RuntimeError, match="aclop, which is not emulated|do not support internal format"):
+        ordered.zero_()
+
+
+@pytest.mark.skipif(missing() is not None, reason=f"cannot emulate CANN here: {missing()}")
+def test_the_older_way_to_run_operators_says_that_it_is_not_there():
+    """Before CANN 9.1 a cast goes through aclop: what is not computed must not look as if it were."""
+    code = """
+import torch, torch_npu
+torch.npu.config.allow_internal_format = True
+torch_npu.npu_format_cast(torch.ones(32, 64, dtype=torch.int8).to("npu"), 29).cpu()
+"""
+    variables = {**environment("Ascend910B3"), "FAKECANN_VERSION": "9.0.0"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=variables, check=False)
+    assert done.returncode != 0
+    assert "was asked for as aclop, which is not emulated" in done.stderr
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({}, None),
+        ({"scale": (2, 1)}, "both transposed, or both not|transpose are not same"),
+        ({"rows": (4, 2)}, r"\[M, K / 128\]"),
+        ({"groups": [1, 1, 32]}, "E8M0"),
+        ({"groups": [128, 128, 128]}, "group_sizes are"),
+    ],
+)
+def test_products_of_blocks_refuse_what_does_not_fit(soc, change, word):
+    """Mode G-B of 950: [1, 128, 128], scales [M, K / 128] and [K / 128, N / 128], transposed like the weight."""
+    x, weight = torch.ones(3, 256).to(torch.float8_e4m3fn), torch.ones(384, 256).to(torch.float8_e4m3fn)
+    rows, scale = torch.ones(change.get("rows", (3, 2))), torch.ones(3, 2).t()
+    if "scale" in change:
+        scale = torch.ones(2, 3)
+    arguments = [t.to("npu") for t in (x, weight)]
+    call = partial(
+        torch.ops.npu.npu_quant_matmul, arguments[0], arguments[1].t(), scale.t().to("npu").t(),
+        pertoken_scale=rows.to("npu"), output_dtype=torch.bfloat16, group_sizes=change.get("groups", [1, 128, 128]),
+    )  # fmt: skip
+    if not soc.startswith("Ascend950"):
+        word = "INT8 on this chip" if "scale" not in change else word
+    if word is None:
+        assert call().shape == (3, 384)
+        assert float(call()[0, 0]) == 256
+        return
+    if "scale" in change:
+        call = partial(call.func, call.args[0], call.args[1], scale.to("npu"), **call.keywords)
+    with pytest.raises(RuntimeError, match=word):
+        call()
 
 
 def test_commands_are_not_looked_into():

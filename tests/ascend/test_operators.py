@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -11,8 +13,9 @@ from tiefsee.layouts import ROWS
 from tiefsee.ops import Operators, formats, operators_for, reference
 from tiefsee.ops.ascend import AscendOperators, hyper
 from tiefsee.ops.ascend.chip import chip_of
+from tiefsee.ops.ascend.settle import settled
 from tiefsee.ops.view import Segment
-from tiefsee.ops.weight import Packing, Weight
+from tiefsee.ops.weight import Packing, Weight, dense
 from tiefsee.spec.model import Router
 from tiefsee.streams import Stream
 
@@ -103,6 +106,14 @@ def int8_stack(*shape, seed):
     return Weight(codes, scale, Packing("int8"))
 
 
+def experts_module(stacks):
+    """As the network holds them."""
+    module = torch.nn.Module()
+    for name, stack in zip(("w1", "w2", "w3"), stacks, strict=True):
+        setattr(module, name, torch.nn.Parameter(stack, False) if isinstance(stack, torch.Tensor) else stack)
+    return module
+
+
 @pytest.mark.parametrize("limit", [None, 0.5])
 @pytest.mark.parametrize("kind", ["bfloat16", "float32", "int8"])
 def test_experts(npu, ops, kind, limit):
@@ -118,17 +129,43 @@ def test_experts(npu, ops, kind, limit):
                   values(6, 32, 64, dtype=dtype, seed=3, scale=0.2)]  # fmt: skip
         moved = [w.to(npu) for w in stacks]
     on_card = hidden.to(npu), picks.to(npu), weights.to(npu)
-    assert_near(
-        ops.run_experts(*on_card, *moved, limit), RoundedOperators().run_experts(hidden, picks, weights, *stacks, limit)
-    )
-    for first, end in ((0, 2), (2, 5), (4, 6)):  # experts of one rank; of the middle one nobody picks the last
+    needed = RoundedOperators(settled=False).run_experts(hidden, picks, weights, *stacks, limit)
+    assert_near(ops.run_experts(*on_card, *moved, limit), needed)
+    module = experts_module(moved)
+    ops.settle(module, dtype)
+    rounded = RoundedOperators(settled=ops.chip.generation.has_gated_quant)
+    needed = rounded.run_experts(hidden, picks, weights, *stacks, limit)
+    found = ops.run_experts(*on_card, module.w1, module.w2, module.w3, limit)
+    assert_near(found, needed)
+    assert module.w1.shape == module.w3.shape == (6, 32, 64)
+    for name, stack in zip(("w1", "w2", "w3"), stacks, strict=True):  # what the definition reads is what it was
+        for mine, theirs in zip(getattr(module, name).unbind(), stack.unbind(), strict=True):
+            assert torch.equal(dense(mine, dtype).cpu(), dense(theirs, dtype))
 
-        def own(weight, span=slice(first, end)):
-            return weight[span] if kind != "int8" else Weight(weight.data[span], weight.scale[span], weight.packing)
 
-        share = (first, 6)
-        needed = RoundedOperators().run_experts(hidden, picks, weights, *map(own, stacks), limit, share)
-        assert_near(ops.run_experts(*on_card, *map(own, moved), limit, share), needed)
+@pytest.mark.parametrize("span", [(0, 2), (2, 5), (4, 6)])  # of the middle one nobody picks the last
+@pytest.mark.parametrize("kind", ["bfloat16", "float32", "int8"])
+def test_experts_of_one_rank(npu, ops, kind, span):
+    dtype = torch.float32 if kind == "float32" else BF16
+    hidden, picks = values(9, 64, dtype=dtype), torch.stack([torch.randperm(6)[:2] for _ in range(9)])
+    picks[picks == 4] = 5
+    weights, share = torch.rand(9, 2), (span[0], 6)
+    if kind == "int8":
+        stacks = [int8_stack(6, 32, 64, seed=1), int8_stack(6, 64, 32, seed=2), int8_stack(6, 32, 64, seed=3)]
+        own = [Weight(w.data[slice(*span)], w.scale[slice(*span)], w.packing) for w in stacks]
+        moved = [Weight(w.data.to(npu), w.scale.to(npu), w.packing) for w in own]
+    else:
+        shapes = ((6, 32, 64), (6, 64, 32), (6, 32, 64))
+        own = [values(*s, dtype=dtype, seed=n, scale=0.2)[slice(*span)] for n, s in enumerate(shapes)]
+        moved = [w.contiguous().to(npu) for w in own]
+    on_card = hidden.to(npu), picks.to(npu), weights.to(npu)
+    needed = RoundedOperators(settled=False).run_experts(hidden, picks, weights, *own, None, share)
+    assert_near(ops.run_experts(*on_card, *moved, None, share), needed)
+    module = experts_module(moved)
+    ops.settle(module, dtype)
+    rounded = RoundedOperators(settled=ops.chip.generation.has_gated_quant)
+    needed = rounded.run_experts(hidden, picks, weights, *own, None, share)
+    assert_near(ops.run_experts(*on_card, module.w1, module.w2, module.w3, None, share), needed)
 
 
 def test_int8_linear(npu, ops):
@@ -138,6 +175,105 @@ def test_int8_linear(npu, ops):
     # In float32 the weight is unpacked: an INT8 product would need FP16 or BF16 activations.
     needed = reference.linear(x.float(), weight, bias.float())
     assert_near(ops.linear(x.float().to(npu), moved, bias.float().to(npu)), needed)
+
+
+def test_more_rows_than_one_product_takes(npu, ops):
+    """65,536 rows of V4-Pro's wq_b."""
+    x, weight = values(2, 32), first_of(int8_stack(1, 65536, 32, seed=1))
+    needed = RoundedOperators().linear(x, weight)
+    for moved in (on(npu, weight), settled(on(npu, weight), ops.chip.generation, in_order=True)):
+        assert_near(ops.linear(x.to(npu), moved), needed)
+
+
+def packed_stack(kind, *shape, seed):
+    """FP8 in blocks of 128 or of 32, or FP4; on the CPU."""
+    wide = [values(*shape[-2:], seed=seed + e, scale=shape[-1] ** -0.5, dtype=torch.float32) for e in range(shape[0])]
+    block = (32, 32) if kind == "mx" else (128, 128)
+    pack = formats.pack_fp4 if kind == "mx4" else partial(formats.pack_fp8, block=block, ue8m0=kind == "mx")
+    data, scale = (torch.stack(part) for part in zip(*map(pack, wide), strict=True))
+    return Weight(data, scale, Packing("fp4" if kind == "mx4" else "fp8", block))
+
+
+def on(device, weight):
+    return Weight(weight.data.to(device), weight.scale.to(device), weight.packing)
+
+
+def first_of(stack):
+    return Weight(stack.data[0], stack.scale[0], stack.packing)
+
+
+@pytest.fixture
+def multiplies_fp8(ops):
+    if not ops.chip.generation.has_block_products:
+        pytest.skip(f"{ops.chip} multiplies no FP8")
+
+
+IN_FP8 = RoundedOperators(multiplies_fp8=True)
+
+
+@pytest.mark.usefixtures("multiplies_fp8")
+@pytest.mark.parametrize("kind", ["blocks", "mx"])
+@pytest.mark.parametrize("shape", [(256, 384), (200, 160)], ids=["whole-blocks", "cut-blocks"])
+def test_fp8_linear(npu, ops, kind, shape):
+    x, weight, bias = values(5, 3, shape[1]), first_of(packed_stack(kind, 1, *shape, seed=1)), values(shape[0], seed=2)
+    x[1, 0] = 0  # a row of zeros has no scale
+    needed = IN_FP8.linear(x, weight, bias)
+    for moved in (on(npu, weight), settled(on(npu, weight), ops.chip.generation, in_order=True)):
+        assert_near(ops.linear(x.to(npu), moved, bias.to(npu)), needed)
+    # In float32 the weight is unpacked, exactly.
+    needed = reference.linear(x.float(), weight, bias.float())
+    assert_near(ops.linear(x.float().to(npu), on(npu, weight), bias.float().to(npu)), needed)
+
+
+@pytest.mark.usefixtures("multiplies_fp8")
+@pytest.mark.parametrize("limit", [None, 0.5])
+@pytest.mark.parametrize(("kind", "width"), [("blocks", 256), ("blocks", 192), ("mx", 192), ("mx4", 192)])
+def test_fp8_and_fp4_experts(npu, ops, kind, width, limit):
+    """In blocks of 128, gate and up of 192 rows cannot lie side by side: one block would hold rows of both."""
+    hidden, picks, weights = values(9, 128), torch.stack([torch.randperm(6)[:2] for _ in range(9)]), torch.rand(9, 2)
+    picks[picks == 4] = 5
+    shapes = ((6, width, 128), (6, 128, width), (6, width, 128))
+    stacks = [packed_stack(kind, *shape, seed=10 * n) for n, shape in enumerate(shapes)]
+    module = experts_module([on(npu, s) for s in stacks])
+    ops.settle(module, BF16)
+    needed = IN_FP8.run_experts(hidden, picks, weights, *stacks, limit)
+    found = ops.run_experts(hidden.to(npu), picks.to(npu), weights.to(npu), module.w1, module.w2, module.w3, limit)
+    assert_near(found, needed)
+    if kind == "mx4":
+        assert module.w1.scale.dtype == torch.uint8  # a byte for 32 values, not four
+        return
+    for name, stack in zip(("w1", "w2", "w3"), stacks, strict=True):
+        for mine, theirs in zip(getattr(module, name).unbind(), stack.unbind(), strict=True):
+            assert torch.equal(dense(mine, BF16).cpu(), dense(theirs, BF16))
+
+
+@pytest.mark.usefixtures("multiplies_fp8")
+def test_fp4_in_odd_widths_is_the_definition(npu, ops):
+    hidden, picks = values(4, 96, dtype=BF16), torch.tensor([[0, 1]] * 4)
+    stacks = [packed_stack("mx4", 3, 32, 96, seed=1), packed_stack("mx4", 3, 96, 32, seed=2),
+              packed_stack("mx4", 3, 32, 96, seed=3)]  # fmt: skip
+    module = experts_module([on(npu, s) for s in stacks])
+    ops.settle(module, BF16)
+    assert type(module.w1) is Weight
+    weights = torch.rand(4, 2)
+    needed = reference.run_experts(hidden, picks, weights, *stacks, None)
+    found = ops.run_experts(hidden.to(npu), picks.to(npu), weights.to(npu), module.w1, module.w2, module.w3, None)
+    assert_near(found, needed)
+
+
+@pytest.mark.parametrize("kind", ["int8", "blocks", "mx"])
+def test_grouped_linear(npu, ops, kind):
+    """V4's output projection, [T, G, I] by G blocks of rows."""
+    x = values(7, 3, 160)
+    if kind == "int8":
+        stack = int8_stack(3, 128, 160, seed=1)
+    else:
+        stack = packed_stack(kind, 3, 128, 160, seed=1)
+    flat = Weight(stack.data.flatten(0, 1), stack.scale.flatten(0, 1), stack.packing)
+    fused = kind == "int8" or ops.chip.generation.has_block_products
+    needed = (IN_FP8 if fused else Operators()).grouped_linear(x, flat)
+    for moved in (on(npu, flat), settled(on(npu, flat), ops.chip.generation, in_order=False)):
+        assert_near(ops.grouped_linear(x.to(npu), moved), needed)
 
 
 LATENT = Stream("latent", layers=(0,), family="history", shape=(576,), num_rotated=64)

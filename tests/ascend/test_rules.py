@@ -12,10 +12,12 @@ from tiefsee.ops.ascend import rules
 from tiefsee.ops.ascend.chip import A2_A3, A5, chip_of
 from tiefsee.ops.ascend.remarks import composed_parts, remarks_on
 from tiefsee.ops.ascend.table import AscendOperators
+from tiefsee.ops.weight import Packing
 from tiefsee.spec import model_spec, preset
 
 B3, C910, A950 = chip_of("Ascend910B3"), chip_of("Ascend910_9391"), chip_of("Ascend950")
 BF16, FP32 = torch.bfloat16, torch.float32
+INT8, FP8, FP4 = Packing("int8"), Packing("fp8"), Packing("fp4")
 
 
 def test_chips_are_known_by_the_name_that_cann_gives():
@@ -70,9 +72,16 @@ def test_small_models_of_the_tests_are_taken(family):
         (rules.attention(A5, BF16, 128, 512, 64), "not wired up"),
         (rules.expanded_attention(192, 128), "heads of 128 and 128"),
         (rules.indexer(A2_A3, BF16, 64, 128, 4096), "picks 1 to 2048"),
-        (rules.grouped_matmul(BF16, 1, False), "2 to 1,024 experts"),
-        (rules.grouped_matmul(FP32, 8, True), "with INT8 weights it takes FP16 and BF16"),
-        (rules.quant_matmul(BF16, 129280, 7168), "65,535"),
+        (rules.grouped_matmul(BF16, 1), "2 to 1,024 experts"),
+        (rules.packed_experts(A2_A3, FP32, INT8, (8, 32, 64)), "it takes FP16 and BF16, not float32"),
+        (rules.packed_matmul(A2_A3, BF16, INT8, (7168, 70000)), "up to 65,535 columns, not 70,000"),
+        (rules.packed_matmul(A2_A3, BF16, FP8, (128, 128)), "this chip multiplies no FP8"),
+        (rules.packed_matmul(A5, BF16, Packing("fp8", (64, 64)), (128, 128)), "blocks of 128 or 32, not 64 x 64"),
+        (rules.packed_matmul(A5, BF16, FP4, (128, 128)), "products of experts only"),
+        (rules.packed_experts(A2_A3, BF16, FP4, (8, 128, 128)), "this chip multiplies no FP4"),
+        (rules.packed_experts(A5, BF16, FP4, (8, 128, 96)), "in 64s, not 128 x 96"),
+        (rules.gated_quant(A2_A3, 48), "in 64s, not 96"),
+        (rules.gated_quant(A2_A3, 4096), "up to 7,232 in 64s, not 8192"),
         (rules.hyper(A2_A3, BF16, 4, 4096), "this chip has none"),
         (rules.hyper(A5, BF16, 3, 4096), "4, 6 or 8 streams"),
     ],

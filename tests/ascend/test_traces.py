@@ -1,7 +1,8 @@
 """What would run on the card, written down: a change of it is seen in review.
 
 Each file of traces/ holds the aclnn calls of one prefill of 50 tokens and of one decode step, in BF16, with tensors'
-dtypes and shapes. After a change that is meant: `make ascend-traces`, and read the difference.
+dtypes and shapes; V3 and V4 also with INT8 weights, which is how a card of this kind would serve them. After a change
+that is meant: `make ascend-traces`, and read the difference.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ from tests.tiny import prompt
 from tiefsee import LLM, Sampling
 
 TRACES = Path(__file__).parent / "traces"
+TRACED = (*FAMILIES, "v3-int8", "v4-int8")
 SOC = "Ascend910B3"  # one is enough: Ascend910_9391 makes the same calls (asserted below)
 
 
-def trace(family: str, folder: Path) -> list[str]:
+def trace(name: str, folder: Path) -> list[str]:
     from tests.fakecann.emulator import record
 
-    llm = LLM(save_checkpoint(family, "bfloat16", folder / family), device="npu:0", max_context=1024, max_draft=0)
+    family, _, format = name.partition("-")
+    model = save_checkpoint(family, "bfloat16", folder / family)
+    llm = LLM(model, device="npu:0", max_context=1024, max_draft=0, format=format or "auto")
     llm.generate(prompt(3), Sampling(temperature=0, max_tokens=2, ignore_eos=True))  # masks and tables are made once
     with record() as lines:
         llm.generate(prompt(50), Sampling(temperature=0, max_tokens=2, ignore_eos=True))
@@ -48,12 +52,12 @@ def fold(lines: list[str]) -> list[str]:
     return folded
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_calls_are_those_of_the_file(family, soc, tmp_path):
+@pytest.mark.parametrize("name", TRACED)
+def test_the_calls_are_those_of_the_file(name, soc, tmp_path):
     if not soc.startswith("Ascend910"):
         pytest.skip("traces are of 910B and 910C")
-    found = trace(family, tmp_path)
-    file = TRACES / f"{family}.txt"
+    found = trace(name, tmp_path)
+    file = TRACES / f"{name}.txt"
     if os.environ.get("WRITE_TRACES") and soc == SOC:
         TRACES.mkdir(exist_ok=True)
         file.write_text("\n".join(found) + "\n")

@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 
+from . import fractal
+
 MAGIC = 0x4E4E41436B616600
 NUM_INTEGER_REGISTERS, NUM_FLOAT_REGISTERS = 6, 8
 FORMAT_ND = (-1, 0, 1, 2, 27, 30, 47)  # undefined, NCHW, NHWC, ND, NDHWC, NCDHW, NCL: plain strided memory
@@ -29,6 +31,7 @@ DTYPES = {
     0: torch.float32, 1: torch.float16, 2: torch.int8, 3: torch.int32, 4: torch.uint8, 6: torch.int16, 7: torch.uint16,
     8: torch.uint32, 9: torch.int64, 10: torch.uint64, 11: torch.float64, 12: torch.bool, 16: torch.complex64,
     17: torch.complex128, 27: torch.bfloat16, 35: torch.float8_e5m2, 36: torch.float8_e4m3fn, 37: torch.float8_e8m0fnu,
+    fractal.FP4_E2M1: torch.uint8,
 }  # fmt: skip
 SCALARS = {0: "f", 2: "b", 3: "i", 4: "B", 6: "h", 1: "e", 7: "H", 8: "I", 9: "q", 10: "Q", 11: "d", 12: "?"}
 
@@ -106,10 +109,14 @@ def handle_at(address: int) -> Handle | None:
 
 
 def tensor_at(address: int) -> torch.Tensor | None:
-    """A CPU view of the device's memory, with the handle it came from."""
+    """A CPU view of the device's memory, with the handle it came from; of memory that is not plain, a copy."""
     handle = handle_at(address)
     if handle is None:
         return None
+    if not fractal.is_plain(handle):
+        tensor = fractal.read(handle, DTYPES[handle.dtype])
+        tensor.handle = handle  # type: ignore[attr-defined]
+        return tensor
     dtype, sizes, strides = DTYPES[handle.dtype], list(handle.dims[: handle.count]), handle.strides[: handle.count]
     if 0 in sizes or not handle.data:
         tensor = torch.empty(sizes, dtype=dtype)
@@ -190,7 +197,8 @@ def _text(name: str, value: Any) -> str:
         sizes = ",".join(map(str, value.shape))
         strided = "" if value.is_contiguous() else "~"
         layout = "" if handle.format in FORMAT_ND else f"@{handle.format}"
-        return f"{str(value.dtype).removeprefix('torch.')}[{sizes}]{strided}{layout}"
+        dtype = "float4_e2m1" if handle.dtype == fractal.FP4_E2M1 else str(value.dtype).removeprefix("torch.")
+        return f"{dtype}[{sizes}]{strided}{layout}"
     if isinstance(value, list) and value and all(v is None or isinstance(v, torch.Tensor) for v in value):
         return "[" + ", ".join(_text("", v) for v in value) + "]"
     if value is None:

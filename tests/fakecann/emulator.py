@@ -9,13 +9,14 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from .calls import Call, Signature, guess
+from .fractal import is_plain
 
 Function = Callable[..., None]
 NOT_THERE, BAD_PARAMETER, FAILED = 561000, 161002, 561002  # ACLNN_ERR_INNER, _PARAM_INVALID, _INNER_TILING_ERROR
@@ -84,9 +85,12 @@ class Emulator:
         call = self._planned.pop(executor)
         for listener in self.listeners:
             listener(call)
+        copies = [t for t in _tensors_of(call.arguments.values()) if not is_plain(t.handle)]
+        before = [t._version for t in copies]
         try:
             with torch._C._AutoDispatchBelowAutograd():
                 OPERATORS[call.name][0](**call.arguments)
+            require([t._version for t in copies] == before, "writing to an internal format is not emulated")
         except Refused as error:
             return self._fail(FAILED, f"aclnn{call.name} refuses: {error} -- {call}")
         except Exception as error:
@@ -98,13 +102,22 @@ class Emulator:
         return code
 
 
+def _tensors_of(values: Iterable[Any]) -> Iterator[Any]:
+    """Tensors among the arguments, and in their lists."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list):
+            yield from _tensors_of(value)
+
+
 _installed: list[Emulator] = []  # one per process: the library has one pair of callbacks
 
 
 def install() -> Emulator:
     """The emulator of this process; libopapi calls this by itself on the first operator."""
     if not _installed:
-        from . import attention, experts, hyper, matmul, norms, plain  # noqa: F401  (they register their operators)
+        from . import attention, experts, hyper, matmul, norms, plain, quantise  # noqa: F401  (they register their operators)
 
         _installed.append(Emulator())
         if path := os.environ.get("FAKECANN_TRACE"):

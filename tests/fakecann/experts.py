@@ -15,9 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .emulator import operator, require
+from .quantise import int8_rows
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 SOFTMAX, SIGMOID, SQRT_SOFTPLUS = 0, 1, 2
+PLAIN, INT8_ROWS = -1, 1
 
 
 @operator("MoeGatingTopK")
@@ -92,7 +94,7 @@ def _(
 ):  # fmt: skip
     require(x.dtype in (*FLOATS, torch.int8), f"x is {x.dtype}")
     require(experts.dtype == torch.int32 and experts.shape[0] == len(x), "expert_idx is int32 [T, K]")
-    require(drop_pad == 0 and quant_mode == -1, "only dropless routing without quantisation is emulated")
+    require(drop_pad == 0 and quant_mode in (PLAIN, INT8_ROWS), "only dropless routing, plain or INT8, is emulated")
     require(active in (-1, 0, experts.numel()), f"active_num {active}; all {experts.numel()} rows")
     first, last = expert_range or (0, num_experts)
     require(0 <= first < last <= num_experts, f"experts {first} to {last - 1} of {num_experts}")
@@ -102,9 +104,15 @@ def _(
     flat = experts.flatten().long()
     found = [torch.nonzero(flat == expert).flatten() for expert in range(first, last)]
     order = torch.cat(found)
+    rows = x[order // experts.shape[1]]
     # What lies behind the rows of the experts asked for is not said: memory as it was.
     sorted_x.copy_(torch.full_like(sorted_x, torch.nan if sorted_x.is_floating_point() else 127))
-    sorted_x[: len(order)] = x[order // experts.shape[1]]
+    if quant_mode == INT8_ROWS:
+        require(x.dtype in FLOATS, f"x is {x.dtype}; rows of codes are not quantised again")
+        rows, step = int8_rows(rows.float())
+        out_scale.fill_(torch.nan)
+        out_scale[: len(order)] = step
+    sorted_x[: len(order)] = rows.to(sorted_x.dtype)
     places.copy_(torch.full_like(places, -1))
     places[order] = torch.arange(len(order), dtype=places.dtype)
     counts.copy_(torch.tensor([len(rows) for rows in found]))

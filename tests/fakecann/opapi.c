@@ -120,6 +120,29 @@ EXPORT int aclDestroyBoolArray(Handle *handle) { return destroy(handle); }
 EXPORT int aclDestroyTensorList(Handle *handle) { return destroy(handle); }
 EXPORT int aclDestroyScalarList(Handle *handle) { return destroy(handle); }
 EXPORT int aclDestroyAclOpExecutor(void *executor) { return 0; }
+// The storage that aclnnNpuFormatCast will fill, by its public page: for FRACTAL_NZ [.., columns / c0, rows / 16, 16, c0] with
+// c0 of 32 bytes, or of 32 values of FP4 that are to meet FP8 ones; ND is the view itself.
+enum { ND = 2, FRACTAL_NZ = 29, FRACTAL_NZ_C0_32 = 51, INVALID = 161002, FP8_E4M3 = 36, FP4_E2M1 = 40 };
+EXPORT int aclnnNpuFormatCastCalculateSizeAndFormat(const Handle *source, int to, int with, int64_t **dims, uint64_t *count,
+                                                    int *format) {
+    int64_t n = source->count, bytes = (int64_t)scalar_bytes(source->dtype);
+    if ((to != ND && to != FRACTAL_NZ) || n < 2 || n > 6) return INVALID;
+    if (source->dtype == FP4_E2M1 && with != FP8_E4M3) return INVALID;
+    if (bytes > 2 && to == FRACTAL_NZ) return INVALID;
+    *dims = malloc(8 * 8);
+    memcpy(*dims, source->dims, 8 * n);
+    *count = (uint64_t)n;
+    *format = to;
+    if (to == ND) return 0;
+    int64_t c0 = source->dtype == FP4_E2M1 ? 32 : 32 / bytes, rows = source->dims[n - 2], columns = source->dims[n - 1];
+    (*dims)[n - 2] = (columns + c0 - 1) / c0;
+    (*dims)[n - 1] = (rows + 15) / 16;
+    (*dims)[n] = 16;
+    (*dims)[n + 1] = c0;
+    *count = (uint64_t)n + 2;
+    *format = source->dtype == FP4_E2M1 ? FRACTAL_NZ_C0_32 : FRACTAL_NZ;
+    return 0;
+}
 // What an operator with an output of unknown size (nonzero) has found.
 EXPORT int aclGetViewShape(Handle *handle, int64_t **dims, uint64_t *count) {
     *count = (uint64_t)handle->count;

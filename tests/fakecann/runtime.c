@@ -3,6 +3,7 @@
 //
 //   FAKECANN_SOC     name of the chip, as aclrtGetSocName gives it      FAKECANN_COUNT   devices
 //   FAKECANN_BYTES   memory of one device; an allocation beyond it fails
+//   FAKECANN_VERSION   of CANN, as torch_npu asks it
 #define _GNU_SOURCE
 #include <malloc.h>
 #include <stdint.h>
@@ -54,9 +55,12 @@ EXPORT int aclrtGetLastError(int level) { return OK; }
 EXPORT int aclrtGetErrorVerbose(int device, void *error) { return OK; }
 // Newest that torch_npu 2.13 asks for: it then takes the newest form of each operator. The version stands first in the
 // structure that the older question fills.
-#define CANN_VERSION "9.0.0"
-EXPORT int aclsysGetVersionStr(char *package, char *version) { strcpy(version, CANN_VERSION); return OK; }
-EXPORT int aclsysGetCANNVersion(int package, char *version) { strcpy(version, CANN_VERSION); return OK; }
+static const char *cann_version(void) {
+    const char *value = getenv("FAKECANN_VERSION");
+    return value && *value ? value : "9.2.0";
+}
+EXPORT int aclsysGetVersionStr(char *package, char *version) { strcpy(version, cann_version()); return OK; }
+EXPORT int aclsysGetCANNVersion(int package, char *version) { strcpy(version, cann_version()); return OK; }
 EXPORT int aclGetCannAttribute(int attribute, int32_t *value) { *value = 0; return OK; }
 EXPORT int aclGetDeviceCapability(uint32_t device, int item, int64_t *value) { *value = 24; return OK; }
 EXPORT int aclrtGetDeviceInfo(uint32_t device, int attribute, int64_t *value) { *value = 0; return OK; }
@@ -145,6 +149,11 @@ EXPORT size_t aclGetCompileoptSize(int option) { return 256; }
 EXPORT int aclGetCompileopt(int option, char *value, size_t size) {
     if (size) value[0] = 0;
     return OK;
+}
+// The older way to run an operator, by its name. A zero here would leave its results as they were and say nothing.
+EXPORT int aclopCompileAndExecute(const char *name) {
+    snprintf(recent_error, sizeof recent_error, "fakecann: the operator %s was asked for as aclop, which is not emulated", name);
+    return NOT_SUPPORTED;
 }
 EXPORT int aclopStartDumpArgs(uint32_t type, const char *path) { return OK; }
 EXPORT int aclopStopDumpArgs(uint32_t type) { return OK; }

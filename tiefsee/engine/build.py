@@ -181,6 +181,7 @@ def load(
         network, spec, files, device=device, dtype=DTYPES[dtype], format=format, progress=progress,
         split=group.split(spec),
     )  # fmt: skip
+    ops.settle(network, DTYPES[dtype])
     return network.eval().requires_grad_(False), report
 
 

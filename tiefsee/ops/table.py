@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tiefsee.errors import ConfigError, DeviceError
 from tiefsee.layouts import ROWS, Layout
@@ -66,6 +66,9 @@ class Operators:
     def write_rows(rows_SC: Tensor, slots_T: Tensor, new_TC: Tensor) -> None:
         """Rows of a cache pool, in place."""
         rows_SC.index_copy_(0, slots_T, new_TC)
+
+    def settle(self, network: nn.Module, dtype: torch.dtype) -> None:
+        """Weights as this backend's operators want them, in place, once after a load for `dtype`."""
 
     def remarks(self, spec: ModelSpec, dtype: torch.dtype) -> tuple[str, ...]:
         """What a user should know of this model in this dtype on this backend, a sentence each."""

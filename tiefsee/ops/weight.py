@@ -34,7 +34,7 @@ class Weight(nn.Module):
     """Codes `data` and float32 `scale` of one weight [O, I], or of a stack of them [E, O, I].
 
     ue8m0 scales are kept as float32: 0.8 % more memory than bytes for fp8 and 9 % for fp4's experts, for
-    one multiplication less per value in every step.
+    one multiplication less per value in every step. A backend whose operators take the bytes keeps these (uint8).
     """
 
     def __init__(self, data: Tensor, scale: Tensor, packing: Packing) -> None:
@@ -73,11 +73,12 @@ class PackedSlice:
         return logical_shape(self.data, self.packing)
 
     def dequantise(self, dtype: torch.dtype) -> Tensor:
+        scale = formats.decode_ue8m0(self.scale) if self.scale.dtype == torch.uint8 else self.scale
         if self.packing.format == "fp8":
-            return formats.unpack_fp8(self.data, self.scale, self.packing.block, dtype)
+            return formats.unpack_fp8(self.data, scale, self.packing.block, dtype)
         if self.packing.format == "fp4":
-            return formats.unpack_fp4(self.data, self.scale, dtype)
-        return formats.unpack_int8(self.data, self.scale, dtype)
+            return formats.unpack_fp4(self.data, scale, dtype)
+        return formats.unpack_int8(self.data, scale, dtype)
 
 
 def logical_shape(data: Tensor, packing: Packing) -> torch.Size:

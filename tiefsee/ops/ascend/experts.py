@@ -5,12 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tiefsee.ops.ascend.linear import is_int8
-from tiefsee.ops.ascend.norms import swiglu
-from tiefsee.ops.weight import AnyWeight, Weight
+from tiefsee.ops.ascend import packed, rules
+from tiefsee.ops.ascend.chip import Generation
+from tiefsee.ops.ascend.norms import swiglu, swiglu_of
+from tiefsee.ops.ascend.settle import Half, both_of
+from tiefsee.ops.weight import Weight
 from tiefsee.spec.model import Router
 
 SCORES = {"softmax": 0, "sigmoid": 1, "sqrtsoftplus": 2}
+QUANTISE_ROWS = 1  # quant_mode of npu_moe_init_routing_v2: INT8, one scale per row
 
 
 def route(
@@ -38,15 +41,16 @@ def route(
 def run_experts(
     hidden_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor,
     w1: Tensor | Weight, w2: Tensor | Weight, w3: Tensor | Weight, limit: float | None,
-    share: tuple[int, int] | None,
+    share: tuple[int, int] | None, chip: Generation,
 ) -> Tensor:  # fmt: skip
-    """Rows sorted by expert, three grouped products, and the weighted sum of each token's rows.
+    """Rows sorted by expert, their products, and the weighted sum of each token's rows.
 
     The sum's weights have the rows' dtype (npu_moe_finalize_routing takes no other): in BF16 they are rounded.
     """
     npu = torch.ops.npu
     first, num_experts = share or (0, w1.shape[0])
-    sorted_ND, places_N, counts_E, _ = npu.npu_moe_init_routing_v2(
+    quantised = isinstance(w1, Half) and w1.packing.format == "int8" and rules.gated_quant(chip, w1.shape[1]) is None
+    sorted_ND, places_N, counts_E, scale_N = npu.npu_moe_init_routing_v2(
         hidden_TD,
         experts_TK.int(),
         active_num=experts_TK.numel(),
@@ -54,11 +58,16 @@ def run_experts(
         expert_tokens_num_type=1,
         expert_tokens_num_flag=True,
         active_expert_range=[first, first + w1.shape[0]],
-        quant_mode=-1,
+        quant_mode=QUANTISE_ROWS if quantised else -1,
     )
-    rows = _Rows(sorted_ND, w1)
-    hidden_NF = swiglu(rows.times(w1, counts_E), rows.times(w3, counts_E), limit)
-    output_ND = _Rows(hidden_NF, w2).times(w2, counts_E)
+    if quantised:
+        assert isinstance(w1, Half)
+        assert isinstance(w2, Weight)
+        rows_NF = _gated_in_int8(packed.Rows(sorted_ND, scale_N), w1.both, counts_E, limit)
+        output_ND = packed.grouped_times(rows_NF, w2, "int8", counts_E, hidden_TD.dtype)
+    else:
+        hidden_NF = _gated(sorted_ND, counts_E, w1, w3, limit)
+        output_ND = _times(hidden_NF, counts_E, w2)
     if share is not None:
         # Picks of others have no row: their place is -1, and the rows behind the last product hold anything.
         is_row_N = torch.arange(len(output_ND), device=output_ND.device) < counts_E.sum()
@@ -71,25 +80,30 @@ def run_experts(
     return summed
 
 
-class _Rows:
-    """Rows sorted by expert, quantised once where weights are INT8."""
+def _gated_in_int8(rows: packed.Rows, both: Weight, counts_E: Tensor, limit: float | None) -> packed.Rows:
+    """Gate and up as whole numbers by one product; scales, activation and codes of the next rows by one operator:
+    nothing is rounded to BF16 between the two products."""
+    sums_N2F = packed.grouped_matmul(rows.codes, both.data, counts_E, torch.int32)
+    clamp = {} if limit is None else {"swiglu_mode": 2, "clamp_limit": limit, "glu_alpha": 1.0, "glu_bias": 0.0}
+    codes, scale = torch.ops.npu.npu_dequant_swiglu_quant(
+        sums_N2F, weight_scale=both.scale, activation_scale=rows.scale.unsqueeze(1), group_index=counts_E,
+        activate_left=True, quant_mode=1, **clamp,
+    )  # fmt: skip
+    return packed.Rows(codes, scale)
 
-    def __init__(self, x_NI: Tensor, weight: AnyWeight) -> None:
-        self.dtype, self.values, self.scale = x_NI.dtype, x_NI, None
-        if is_int8(weight):
-            self.values, self.scale = torch.ops.npu.npu_dynamic_quant(x_NI)
 
-    def times(self, weight_EOI: Tensor | Weight, counts_E: Tensor) -> Tensor:
-        """npu_grouped_matmul with each expert's weight transposed, as it is stored: [N, O]."""
-        codes = weight_EOI.data if isinstance(weight_EOI, Weight) else weight_EOI
-        scales = {}
-        if self.scale is not None:
-            assert isinstance(weight_EOI, Weight)
-            # BF16 results want BF16 scales, FP16 ones float32. BF16 holds the scales that `formats.pack_int8` makes.
-            scale = weight_EOI.scale.to(torch.bfloat16) if self.dtype == torch.bfloat16 else weight_EOI.scale
-            scales = {"scale": [scale], "per_token_scale": [self.scale], "output_dtype": self.dtype}
-        out: Tensor = torch.ops.npu.npu_grouped_matmul(
-            [self.values], [codes.transpose(1, 2)], group_list=counts_E, split_item=3, group_type=0,
-            group_list_type=1, **scales,
-        )[0]  # fmt: skip
-        return out
+def _gated(x_NI: Tensor, counts_E: Tensor, w1: Tensor | Weight, w3: Tensor | Weight, limit: float | None) -> Tensor:
+    """The activation of gate and up: of one product where w1 and w3 lie side by side, else of two."""
+    if isinstance(w1, Half):
+        return swiglu_of(_times(x_NI, counts_E, w1.both), limit)
+    if isinstance(w1, Tensor) and isinstance(w3, Tensor) and (both := both_of(w1, w3)) is not None:
+        return swiglu_of(_times(x_NI, counts_E, both), limit)
+    return swiglu(_times(x_NI, counts_E, w1), _times(x_NI, counts_E, w3), limit)
+
+
+def _times(x_NI: Tensor, counts_E: Tensor, weight: Tensor | Weight) -> Tensor:
+    """Each expert's rows by its weight, which is transposed as it is stored: [N, O]."""
+    if isinstance(weight, Tensor):
+        return packed.grouped_matmul(x_NI, weight, counts_E, x_NI.dtype)
+    way = packed.way_of(weight.packing)
+    return packed.grouped_times(packed.quantise(x_NI, way), weight, way, counts_E, x_NI.dtype)

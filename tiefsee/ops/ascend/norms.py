@@ -37,7 +37,11 @@ def swiglu(gate: Tensor, up: Tensor, limit: float | None) -> Tensor:
     """npu_swiglu, or npu_clipped_swiglu with its alpha 1 and bias 0: V4's clamp. Both round once, at the end."""
     if gate.dtype not in rules.FLOATS or gate.numel() == 0:
         return reference.swiglu(gate, up, limit)
-    both = torch.cat((gate, up), -1)
+    return swiglu_of(torch.cat((gate, up), -1), limit)
+
+
+def swiglu_of(both: Tensor, limit: float | None) -> Tensor:
+    """The same of gate and up side by side, [.., 2 F]."""
     if limit is None:
         plain: Tensor = torch.ops.npu.npu_swiglu(both, -1)
         return plain

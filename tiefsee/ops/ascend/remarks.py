@@ -33,7 +33,7 @@ def composed_parts(chip: AscendChip, spec: ModelSpec, dtype: torch.dtype) -> dic
             _latent(chip, attention, dtype, note)
         if isinstance(layer.ffn, MoE):
             note("gating", rules.gating(chip.generation, layer.ffn.router, layer.ffn.n_routed_experts))
-            note("the product of experts", rules.grouped_matmul(dtype, layer.ffn.n_routed_experts, False))
+            note("the product of experts", rules.grouped_matmul(dtype, layer.ffn.n_routed_experts))
     if spec.hyper is not None:
         note("mHC", rules.hyper(chip.generation, dtype, spec.hyper.hc_mult, spec.hidden_size))
     return found

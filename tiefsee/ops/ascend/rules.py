@@ -6,9 +6,12 @@ Adapters ask before every call, and a load asks once, to tell the user what will
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from tiefsee.ops.ascend.chip import Generation
+from tiefsee.ops.weight import Packing
 from tiefsee.spec.model import Router
 
 HALF = (torch.float16, torch.bfloat16)
@@ -18,6 +21,9 @@ LATENT_HEADS = (1, 2, 4, 8, 16, 32, 64, 128)
 MOST_INDEX_HEADS = 64
 MOST_PICKS = 2048
 LARGEST_INNER = 65535
+FP8_BLOCK, MX_BLOCK = (128, 128), (32, 32)
+FP4_MULTIPLE = 64  # of rows and columns of FP4 weights: 32 bytes each way
+WIDEST_GATED = 7232  # gate and up together
 # Queries of one request that absorbed attention takes in layout TND (vllm-ascend, attention/mla_v1.py).
 MOST_ABSORBED_QUERIES = 16
 HYPER_STREAMS = (4, 6, 8)
@@ -70,20 +76,51 @@ def gating(chip: Generation, router: Router, experts: int) -> Why:
     return None
 
 
-def grouped_matmul(dtype: torch.dtype, experts: int, is_int8: bool) -> Why:
+def grouped_matmul(dtype: torch.dtype, experts: int) -> Why:
     """npu_moe_init_routing_v2, npu_grouped_matmul, npu_moe_finalize_routing."""
-    if is_int8 and (why := needs_half(dtype)) is not None:
-        return f"with INT8 weights {why}"
     if dtype not in FLOATS:
         return f"it takes FP16, BF16 and FP32, not {dtype}"
     return None if 2 <= experts <= 1024 else f"it takes 2 to 1,024 experts, not {experts}"
 
 
-def quant_matmul(dtype: torch.dtype, rows: int, columns: int) -> Why:
-    """npu_dynamic_quant and npu_quant_matmul."""
+def packed_matmul(chip: Generation, dtype: torch.dtype, packing: Packing, shape: Sequence[int]) -> Why:
+    """npu_quant_matmul with rows that are quantised as they come; `shape` of the weight is [O, I]."""
     if (why := needs_half(dtype)) is not None:
         return why
-    return None if max(rows, columns) <= LARGEST_INNER else f"it takes up to {LARGEST_INNER:,} rows and columns"
+    if packing.format == "int8":
+        return None if shape[-1] <= LARGEST_INNER else f"it takes up to {LARGEST_INNER:,} columns, not {shape[-1]:,}"
+    if packing.format == "fp4":
+        return "FP4 meets FP8 in products of experts only"
+    return _fp8(chip, packing)
+
+
+def packed_experts(chip: Generation, dtype: torch.dtype, packing: Packing, shape: Sequence[int]) -> Why:
+    """npu_grouped_matmul with such rows; `shape` of the weights is [E, O, I]."""
+    if (why := needs_half(dtype)) is not None:
+        return why
+    if packing.format != "fp4":
+        return None if packing.format == "int8" else _fp8(chip, packing)
+    if not chip.has_block_products:
+        return "this chip multiplies no FP4"
+    rows, columns = shape[-2:]
+    odd = rows % FP4_MULTIPLE or columns % FP4_MULTIPLE
+    return f"it takes FP4 weights in {FP4_MULTIPLE}s, not {rows} x {columns}" if odd else None
+
+
+def _fp8(chip: Generation, packing: Packing) -> Why:
+    if not chip.has_block_products:
+        return "this chip multiplies no FP8"
+    rows, columns = packing.block
+    return None if packing.block in (FP8_BLOCK, MX_BLOCK) else f"it takes blocks of 128 or 32, not {rows} x {columns}"
+
+
+def gated_quant(chip: Generation, hidden: int) -> Why:
+    """npu_dequant_swiglu_quant over gate and up, 2 F wide."""
+    if not chip.has_gated_quant:
+        return "it is not wired up for this chip"
+    if hidden % 32 or 2 * hidden > WIDEST_GATED:
+        return f"it takes gate and up of up to {WIDEST_GATED:,} in 64s, not {2 * hidden}"
+    return None
 
 
 def hyper(chip: Generation, dtype: torch.dtype, streams: int, width: int) -> Why:

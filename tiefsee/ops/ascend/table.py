@@ -7,7 +7,7 @@ so at load. Training (gradients) always runs the definition.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tiefsee.errors import DeviceError
 from tiefsee.layouts import find_layout
@@ -16,6 +16,7 @@ from tiefsee.ops.ascend import attention, experts, hyper, indexer, linear, norms
 from tiefsee.ops.ascend.chip import AscendChip
 from tiefsee.ops.ascend.device import chip_at
 from tiefsee.ops.ascend.remarks import remarks_on
+from tiefsee.ops.ascend.settle import Half, Settled, settle
 from tiefsee.ops.table import Operators, published_format
 from tiefsee.ops.view import CacheView
 from tiefsee.ops.weight import AnyWeight, Weight, dense
@@ -54,6 +55,9 @@ class AscendOperators(Operators):
             "activations, one scale per token; --format bf16 keeps them exact at twice the size"
         )
 
+    def settle(self, network: nn.Module, dtype: torch.dtype) -> None:
+        settle(network, self.chip.generation, dtype)
+
     @staticmethod
     def write_rows(rows_SC: Tensor, slots_T: Tensor, new_TC: Tensor) -> None:
         if rows_SC.dtype not in SCATTERED or not len(slots_T):
@@ -62,7 +66,12 @@ class AscendOperators(Operators):
         torch.ops.npu.npu_scatter_nd_update_(rows_SC, slots_T.unsqueeze(1), new_TC)
 
     def linear(self, x: Tensor, weight: AnyWeight, bias: Tensor | None = None) -> Tensor:
-        return reference.linear(x, weight, bias) if _trains() else linear.linear(x, weight, bias)
+        chip = self.chip.generation
+        return reference.linear(x, weight, bias) if _trains() else linear.linear(x, weight, bias, chip)
+
+    def grouped_linear(self, x_TGI: Tensor, weight: AnyWeight) -> Tensor:
+        chip = self.chip.generation
+        return reference.grouped_linear(x_TGI, weight) if _trains() else linear.grouped_linear(x_TGI, weight, chip)
 
     def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
         return reference.rms_norm(x, weight, eps) if _trains() else norms.rms_norm(x, weight, eps)
@@ -91,12 +100,15 @@ class AscendOperators(Operators):
         w1: Tensor | Weight, w2: Tensor | Weight, w3: Tensor | Weight, limit: float | None,
         share: tuple[int, int] | None = None,
     ) -> Tensor:  # fmt: skip
-        packed = [w for w in (w1, w2, w3) if isinstance(w, Weight)]
-        is_int8 = len(packed) == 3 and all(linear.is_int8(w) for w in packed)
-        why = rules.grouped_matmul(hidden_TD.dtype, w1.shape[0], is_int8)
-        if _trains() or (packed and not is_int8) or why is not None:
+        chip, dtype = self.chip.generation, hidden_TD.dtype
+        weights = [w for w in (w1, w2, w3) if isinstance(w, Weight)]
+        reasons = [rules.packed_experts(chip, dtype, w.packing, w.shape) for w in weights]
+        reasons.append(rules.grouped_matmul(dtype, w1.shape[0]))
+        # FP4 meets FP8 in an order of memory that only `settle` makes.
+        unsettled = any(w.packing.format == "fp4" and not isinstance(w, Settled | Half) for w in weights)
+        if _trains() or unsettled or any(reasons):
             return super().run_experts(hidden_TD, experts_TK, weights_TK, w1, w2, w3, limit, share)
-        return experts.run_experts(hidden_TD, experts_TK, weights_TK, w1, w2, w3, limit, share)
+        return experts.run_experts(hidden_TD, experts_TK, weights_TK, w1, w2, w3, limit, share, chip)
 
     def latent_attention(
         self, query_nope_THN: Tensor, query_rope_THR: Tensor, wkv_b: AnyWeight, view: CacheView, layer: int,
