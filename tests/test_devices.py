@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ast
+import sys
 import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 from tiefsee.errors import DeviceError
-from tiefsee.ops import open_device
-from tiefsee.ops.table import BACKENDS
+from tiefsee.ops import Operators, open_device, operators_for
+from tiefsee.ops.table import BACKENDS, parse_device
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tiefsee"
@@ -76,6 +78,26 @@ def test_a_device_nobody_has():
         open_device("tpu")
     with pytest.raises(DeviceError, match="not a device name"):
         open_device("cpu:x")
+
+
+def test_the_shortest_backend_of_the_page(monkeypatch):
+    """docs/add_a_device.md, word for word: a module of two functions, and a line. Computing on such a device is the
+    job of `-p tests.pure_npu`; torch says of no `meta` memory how much is free."""
+    (code,) = (
+        block.partition("```")[0]
+        for block in (ROOT / "docs" / "add_a_device.md").read_text().split("```python\n")[1:]
+        if "return Operators()" in block.partition("```")[0]
+    )
+    module = ModuleType("scratch_backend")
+    vars(module).update(parse_device=parse_device, Operators=Operators)
+    exec(code, vars(module))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(BACKENDS, "meta", module.__name__)
+    device = open_device("meta")
+    assert type(operators_for(device)) is Operators
+    assert operators_for(device).linear(torch.ones(2, 3, device=device), torch.ones(4, 3, device=device)).shape == (2, 4)
+    with pytest.raises(DeviceError, match="how much memory 'meta' has free.*`free_bytes`"):
+        operators_for(device).free_bytes(device)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA card")

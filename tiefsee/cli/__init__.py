@@ -151,7 +151,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument("--device", default="cpu", help="cpu, cuda or npu (default: cpu)")
+    group.add_argument("--device", default="cpu", help="cpu, cuda, npu, or one of several: npu:1 (default: cpu)")
     group.add_argument("--tp", type=int, default=1, help="ranks that share the model, on devices from --device on")
     group.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 (default: the checkpoint's)")
     group.add_argument(

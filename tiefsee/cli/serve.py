@@ -38,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     keys.add_argument("--salt-per-key", action="store_true", help="keys share no cached prefixes (timing tells them)")
     keys.add_argument("--new-key", metavar="NAME", help="print a new key and its lines for the file, then exit")
     engine = parser.add_argument_group("engine")
-    engine.add_argument("--device", default="cpu", help="cpu, cuda or npu (default: cpu)")
+    engine.add_argument("--device", default="cpu", help="cpu, cuda, npu, or one of several: npu:1 (default: cpu)")
     engine.add_argument("--tp", type=int, default=1, help="ranks that share the model, on devices from --device on")
     engine.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 (default: the checkpoint's)")
     engine.add_argument(

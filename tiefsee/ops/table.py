@@ -60,7 +60,13 @@ class Operators:
             from tiefsee.ops.cpu import CpuOperators
 
             return CpuOperators.free_bytes(device)
-        return float(torch.get_device_module(device).mem_get_info(device)[0])
+        ask = getattr(getattr(torch, device.type, None), "mem_get_info", None)
+        if ask is None:
+            raise DeviceError(
+                f"torch does not say how much memory {str(device)!r} has free (there is no torch.{device.type}."
+                "mem_get_info); its backend must, by `free_bytes`: docs/add_a_device.md"
+            )
+        return float(ask(device)[0])
 
     @staticmethod
     def write_rows(rows_SC: Tensor, slots_T: Tensor, new_TC: Tensor) -> None:
