@@ -95,8 +95,9 @@ def test_the_shortest_backend_of_the_page(monkeypatch):
     monkeypatch.setitem(BACKENDS, "meta", module.__name__)
     device = open_device("meta")
     assert type(operators_for(device)) is Operators
-    assert operators_for(device).linear(torch.ones(2, 3, device=device), torch.ones(4, 3, device=device)).shape == (2, 4)
-    with pytest.raises(DeviceError, match="how much memory 'meta' has free.*`free_bytes`"):
+    x, weight = torch.ones(2, 3, device=device), torch.ones(4, 3, device=device)
+    assert operators_for(device).linear(x, weight).shape == (2, 4)
+    with pytest.raises(DeviceError, match=r"how much memory 'meta' has free.*`free_bytes`"):
         operators_for(device).free_bytes(device)
 
 

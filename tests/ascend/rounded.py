@@ -27,19 +27,17 @@ MOST_ABSORBED = 16
 
 class RoundedOperators(Operators):
     """`settled`: experts as after a load; otherwise gate and up are products by themselves, rounded to BF16.
-    `multiplies_fp8`: FP8 and FP4 weights meet FP8 rows. Without `attends`, attention is the definition."""
+    `multiplies_fp8`: FP8 and FP4 weights meet FP8 rows, as on Ascend 950."""
 
     name = "rounded"
     free_bytes = staticmethod(CpuOperators.free_bytes)
 
-    def __init__(self, *, settled: bool = True, multiplies_fp8: bool = False, attends: bool = True) -> None:
-        self.settled, self.multiplies_fp8, self.attends = settled, multiplies_fp8, attends
+    def __init__(self, *, settled: bool = True, multiplies_fp8: bool = False) -> None:
+        self.settled, self.multiplies_fp8 = settled, multiplies_fp8
 
     @classmethod
     def of(cls, chip: Generation) -> RoundedOperators:
-        return cls(
-            settled=chip.has_gated_quant, multiplies_fp8=chip.has_block_products, attends=chip.has_fused_attention
-        )
+        return cls(settled=chip.has_gated_quant, multiplies_fp8=chip.has_block_products)
 
     def linear(self, x: Tensor, weight: AnyWeight, bias: Tensor | None = None) -> Tensor:
         out = self._product(x, weight)
@@ -100,10 +98,6 @@ class RoundedOperators(Operators):
         self, query_nope_THN: Tensor, query_rope_THR: Tensor, wkv_b: AnyWeight, view: CacheView, layer: int,
         scale: float, value_dim: int, picks: list[Tensor | None] | None = None,
     ) -> Tensor:  # fmt: skip
-        if not self.attends:
-            return reference.latent_attention(
-                query_nope_THN, query_rope_THR, wkv_b, view, layer, scale, value_dim, picks
-            )
         heads, nope = query_nope_THN.shape[1:]
         key_HNC, value_HVC = dense(wkv_b, query_nope_THN.dtype).unflatten(0, (heads, -1)).split((nope, value_dim), 1)
         outputs = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -68,7 +69,7 @@ def test_an_order_of_its_own(emulated):
     assert torch.ops.npu.get_npu_format(ordered) == 29
     assert ordered.shape == x.shape
     assert torch.equal(torch.ops.npu.npu_format_cast(ordered, 2).cpu(), x)
-    with pytest.raises(RuntimeError, match="aclop, which is not emulated|do not support internal format"):
+    with pytest.raises(RuntimeError, match=r"aclop, which is not emulated|do not support internal format"):
         ordered.zero_()
 
 
@@ -132,6 +133,29 @@ def test_the_libraries_are_those_that_the_wheel_names():
     folder = Path(environment()["LD_LIBRARY_PATH"].split(":")[0])
     assert {f.name for f in folder.glob("lib*.so")} >= {"libascendcl.so", "libhccl.so", "libopapi.so"}
     assert len((folder / "names.c").read_text().splitlines()) > 800
+
+
+def test_the_emulator_knows_nothing_of_tiefsee():
+    """What it computes is no second look at the same code."""
+    for file in Path(__file__).parents[1].joinpath("fakecann").glob("*.py"):
+        nodes = list(ast.walk(ast.parse(file.read_text())))
+        modules = [a.name for n in nodes if isinstance(n, ast.Import) for a in n.names]
+        modules += [n.module or "" for n in nodes if isinstance(n, ast.ImportFrom) and n.level == 0]
+        assert not [m for m in modules if m.split(".")[0] in ("tiefsee", "tests")], file
+
+
+@pytest.mark.parametrize(
+    ("lacking", "answer", "word"),
+    [
+        ("platform.machine", "aarch64", "x86-64, this is Linux on aarch64"),
+        ("shutil.which", None, "not installed: gcc, nm, readelf, strings"),
+        ("importlib.util.find_spec", None, "torch_npu is not installed"),
+    ],
+)
+def test_where_nothing_can_be_emulated_it_says_why(monkeypatch, lacking, answer, word):
+    for name, there in (("platform.machine", "x86_64"), ("shutil.which", "gcc"), ("importlib.util.find_spec", "here")):
+        monkeypatch.setattr(name, lambda *_, found=answer if name == lacking else there: found)
+    assert word in (missing() or "")
 
 
 def test_no_source_of_cann_is_used():

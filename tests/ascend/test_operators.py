@@ -374,14 +374,6 @@ def test_training_runs_the_definition(npu, ops):
 # ------------------------------------------------------------------- what the documentation refuses, the emulator does
 
 
-@pytest.fixture
-def has_fused_attention(soc):
-    """torch_npu takes another operator on Ascend 950, which is neither wired up nor emulated."""
-    if not chip_of(soc).generation.has_fused_attention:
-        pytest.skip(f"{soc} has another fused attention")
-
-
-@pytest.mark.usefixtures("has_fused_attention")
 def test_the_emulator_refuses_float32_attention(emulated):
     query, rope = torch.zeros(1, 4, 512).to(emulated), torch.zeros(1, 4, 64).to(emulated)
     with pytest.raises(RuntimeError, match=r"query is torch\.float32; FP16, BF16 and INT8"):
@@ -391,7 +383,6 @@ def test_the_emulator_refuses_float32_attention(emulated):
         )  # fmt: skip
 
 
-@pytest.mark.usefixtures("has_fused_attention")
 @pytest.mark.parametrize(
     ("change", "word"),
     [

@@ -9,7 +9,6 @@ import torch
 
 from tests.ascend.models import FAMILIES, save_checkpoint
 from tiefsee.cli import main
-from tiefsee.ops import operators_for
 from tiefsee.ops.ascend import attention, norms
 
 
@@ -28,10 +27,9 @@ def test_the_card_passes(family, dtype, tmp_path, capsys):
     assert status == 0, report
 
 
+@pytest.mark.usefixtures("npu")
 @pytest.mark.parametrize("fault", ["rotate_pairs", "latent_attention"])
-def test_a_fault_of_an_adapter_is_named(fault, npu, tmp_path, capsys, monkeypatch):
-    if fault == "latent_attention" and not operators_for(npu).chip.generation.has_fused_attention:
-        pytest.skip("attention is composed on this chip")
+def test_a_fault_of_an_adapter_is_named(fault, tmp_path, capsys, monkeypatch):
     if fault == "rotate_pairs":
         rotate = norms.rotate
         monkeypatch.setattr(norms, "rotate", lambda x, cos, sin, mode: rotate(x, cos, sin, "half"))

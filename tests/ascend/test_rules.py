@@ -7,7 +7,7 @@ import torch
 
 from tests.ascend.models import CONFIGS
 from tests.tiny import tiny_spec
-from tiefsee.errors import DeviceError
+from tiefsee.errors import ConfigError, DeviceError
 from tiefsee.ops.ascend import rules
 from tiefsee.ops.ascend.chip import A2_A3, A5, chip_of
 from tiefsee.ops.ascend.remarks import composed_parts, remarks_on
@@ -29,14 +29,9 @@ def test_chips_are_known_by_the_name_that_cann_gives():
         chip_of("Ascend310P3")
 
 
-@pytest.mark.parametrize("name", ["v3", "v2-lite"])
+@pytest.mark.parametrize("name", ["v3", "v2-lite", "v3.2"])
 def test_published_latent_models_run_fused_in_bf16(name):
-    assert composed_parts(B3, preset(name), BF16) == {}
-    assert composed_parts(C910, preset(name), BF16) == {}
-
-
-def test_v32_runs_fused_in_bf16():
-    assert composed_parts(B3, preset("v3.2"), BF16) == {}
+    assert [composed_parts(chip, preset(name), BF16) for chip in (B3, C910, A950)] == [{}, {}, {}]
 
 
 def test_v4_says_what_is_composed():
@@ -68,10 +63,9 @@ def test_small_models_of_the_tests_are_taken(family):
 @pytest.mark.parametrize(
     ("why", "word"),
     [
-        (rules.attention(A2_A3, BF16, 6, 512, 64), "1, 2, 4, 8, 16, 32, 64, 128 heads, not 6"),
-        (rules.attention(A5, BF16, 128, 512, 64), "not wired up"),
+        (rules.attention(BF16, 6, 512, 64), "1, 2, 4, 8, 16, 32, 64, 128 heads, not 6"),
         (rules.expanded_attention(192, 128), "heads of 128 and 128"),
-        (rules.indexer(A2_A3, BF16, 64, 128, 4096), "picks 1 to 2048"),
+        (rules.indexer(BF16, 64, 128, 4096), "picks 1 to 2048"),
         (rules.grouped_matmul(BF16, 1), "2 to 1,024 experts"),
         (rules.packed_experts(A2_A3, FP32, INT8, (8, 32, 64)), "it takes FP16 and BF16, not float32"),
         (rules.packed_matmul(A2_A3, BF16, INT8, (7168, 70000)), "up to 65,535 columns, not 70,000"),
@@ -100,7 +94,15 @@ def test_formats_by_chip():
     assert "converted to INT8, one scale per row" in sentence
     assert old.resolve_format("bf16", v3) == ("bf16", None)
     assert old.resolve_format("auto", v2) == ("keep", None)  # published in BF16
-    with pytest.raises(DeviceError, match="Ascend910B3 has no FP8; needed int8 or bf16"):
-        old.resolve_format("keep", v3)
-    assert new.resolve_format("auto", v3) == ("keep", None)
+    for format in ("keep", "fp8", "fp4"):
+        with pytest.raises(DeviceError, match="Ascend910B3 has no FP8; needed int8 or bf16"):
+            old.resolve_format(format, v3)
+    with pytest.raises(ConfigError, match=r"format is 'fp8'; needed auto, keep \(as published, bfloat16\), bf16"):
+        old.resolve_format("fp8", v2)
+    format, sentence = new.resolve_format("auto", v3)
+    assert format == "keep"
+    assert sentence is not None
+    assert "as published (FP8)" in sentence
+    assert "one scale per token and 128 columns;" in sentence
+    assert "32 beside FP4" in (new.resolve_format("auto", preset("v4-flash"))[1] or "")
     assert new.resolve_format("keep", preset("v4-flash")) == ("keep", None)

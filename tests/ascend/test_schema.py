@@ -78,7 +78,7 @@ def run(network: Network, spans: list[tuple[int, int]]) -> torch.Tensor:
 
 
 @pytest.mark.usefixtures("npu")
-@pytest.mark.parametrize("soc", ["Ascend910B3", "Ascend910_9391"])
+@pytest.mark.parametrize("soc", ["Ascend910B3", "Ascend910_9391", "Ascend950"])
 @pytest.mark.parametrize(
     ("name", "layers", "spans"),
     [

@@ -1,9 +1,10 @@
 """Fused attention over paged rows, the lightning indexer, and attention over chosen rows.
 
 Written from the public pages of op-plugin (docs/zh/custom_APIs/torch_npu/torch_npu-npu_*.md, commit 517f2e7) and of
-CANN's ops-transformer (attention/*/docs/aclnn*.md). Only the cases of MLA are here: others are refused, not guessed.
-Assumed, since no page says it (docs/ascend.md has the list): sums are float32, probabilities are rounded to the values'
-type before they meet them, and the sum of the probabilities stays in float32.
+CANN's ops-transformer (attention/*/docs/aclnn*.md, a093e95; that 1 in a mask hides is said by aclnnFusedInfer..V5.md).
+Only the cases of MLA are here: others are refused, not guessed. Assumed, since no page says it (docs/ascend.md has the
+list): sums are float32, probabilities are rounded to the values' type before they meet them, and the sum of the
+probabilities stays in float32.
 """
 # The annotations are kinds of arguments (calls.py), not types.
 # ruff: noqa: F821
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .emulator import operator, require
+from .matmul import is_950
 
 HALF = (torch.float16, torch.bfloat16)
 MASK_WIDTH = 2048
@@ -36,14 +38,45 @@ def _(
     inner_precise: Int, block_size: Int, antiquant_mode: Int, with_lse: Bool, key_mode: Int, value_mode: Int,
     query_mode: Int, out: T, lse: T,
 ):  # fmt: skip
+    require(not is_950(), "this form is not there on Ascend 950; V5 is")
+    given = (pse, quant1, quant2, antiquant_scale, query_pad, key_pad, key_scale, key_prefix, sink)
+    _attend_all(
+        query, keys, values, query_rope, key_rope, mask, query_ends, key_ends, block_table, given, num_heads, scale,
+        layout, num_key_heads, sparse_mode, inner_precise, block_size, with_lse, out,
+    )  # fmt: skip
+
+
+@operator("FusedInferAttentionScoreV5")
+def _(
+    query: T, keys: Ts, values: Ts, pse: T, mask: T, query_ends: Ints, key_ends: Ints, dequant1: T, quant1: T,
+    dequant2: T, quant2: T, quant_offset2: T, antiquant_scale: T, antiquant_offset: T, block_table: T, query_pad: T,
+    key_pad: T, key_scale: T, key_offset: T, value_scale: T, value_offset: T, key_prefix: T, value_prefix: T,
+    prefix_length: Ints, query_rope: T, key_rope: T, rope_scale: T, query_scale: T, sink: T, query_start: Ints,
+    key_start: Ints, num_heads: Int, scale: Double, pre_tokens: Int, next_tokens: Int, layout: Text,
+    num_key_heads: Int, sparse_mode: Int, inner_precise: Int, block_size: Int, antiquant_mode: Int, with_lse: Bool,
+    key_mode: Int, value_mode: Int, query_mode: Int, pse_type: Int, out: T, lse: T,
+):  # fmt: skip
+    """The form of Ascend 950; in these cases it does what V4 does."""
+    require(is_950(), "this form is there on Ascend 950 only")
+    require(not query_start and not key_start and pse_type == 0, "parts of a sequence and pse are not emulated")
+    given = (pse, quant1, quant2, antiquant_scale, query_pad, key_pad, key_scale, key_prefix, sink)
+    _attend_all(
+        query, keys, values, query_rope, key_rope, mask, query_ends, key_ends, block_table, given, num_heads, scale,
+        layout, num_key_heads, sparse_mode, inner_precise, block_size, with_lse, out,
+    )  # fmt: skip
+
+
+def _attend_all(
+    query, keys, values, query_rope, key_rope, mask, query_ends, key_ends, block_table, given, num_heads, scale, layout,
+    num_key_heads, sparse_mode, inner_precise, block_size, with_lse, out,
+) -> None:  # fmt: skip
     (key,), (value,) = keys, values
     require(query.dtype in HALF, f"query is {query.dtype}; FP16, BF16 and INT8 are supported, and INT8 is not emulated")
     same = (key, value, query_rope, key_rope)
     require(all(t is not None for t in same), "only MLA is emulated: query_rope and key_rope are given together")
     require(all(t.dtype == query.dtype for t in same), "query, key, value and their rope parts differ in dtype")
     require(all(t.is_contiguous() for t in (query, *same)), "query, key, value and rope parts must be contiguous")
-    others = (pse, quant1, quant2, antiquant_scale, query_pad, key_pad, key_scale, key_prefix, sink)
-    require(all(t is None for t in others), "with rope parts there is no pse, padding, prefix or pseudo-quantisation")
+    require(all(t is None for t in given), "with rope parts there is no pse, padding, prefix or pseudo-quantisation")
     require(layout == "TND", f"layout {layout} is not emulated; TND is")
     require(bool(query_ends) and bool(key_ends), "TND needs actual_seq_qlen and actual_seq_kvlen")
     require(len(query_ends) == len(key_ends) <= 4096, "one query and one key length per request, at most 4,096")

@@ -12,7 +12,6 @@ from tiefsee.hardware.catalogue import find_chip
 class Generation:
     """Operators that not every chip has; sources: the product tables of op-plugin's pages (docs/ascend.md)."""
 
-    has_fused_attention: bool  # npu_fused_infer_attention_score_v2, and the indexer and sparse attention beside it
     has_hyper_connections: bool  # npu_mhc_pre, npu_mhc_sinkhorn, npu_mhc_post
     has_sqrt_softplus: bool  # norm_type 2 of npu_moe_gating_top_k: V4's scores
     has_block_products: bool  # FP8 and FP4 with scales of blocks: modes G-B and mx of npu_quant_matmul
@@ -21,12 +20,12 @@ class Generation:
 
 
 A2_A3 = Generation(
-    has_fused_attention=True, has_hyper_connections=False, has_sqrt_softplus=False, has_block_products=False,
-    has_gated_quant=True, orders_weights=True,
+    has_hyper_connections=False, has_sqrt_softplus=False, has_block_products=False, has_gated_quant=True,
+    orders_weights=True,
 )  # fmt: skip
 A5 = Generation(
-    has_fused_attention=False, has_hyper_connections=True, has_sqrt_softplus=True, has_block_products=True,
-    has_gated_quant=False, orders_weights=False,
+    has_hyper_connections=True, has_sqrt_softplus=True, has_block_products=True, has_gated_quant=False,
+    orders_weights=False,
 )  # fmt: skip
 
 # Beginning of the name that CANN gives the chip (SoC), its entry in the catalogue, its generation. Longest first.

@@ -30,7 +30,7 @@ def composed_parts(chip: AscendChip, spec: ModelSpec, dtype: torch.dtype) -> dic
         if isinstance(attention, CompressedAttention):
             note("attention", NO_FUSED_V4)
         else:
-            _latent(chip, attention, dtype, note)
+            _latent(attention, dtype, note)
         if isinstance(layer.ffn, MoE):
             note("gating", rules.gating(chip.generation, layer.ffn.router, layer.ffn.n_routed_experts))
             note("the product of experts", rules.grouped_matmul(dtype, layer.ffn.n_routed_experts))
@@ -39,13 +39,13 @@ def composed_parts(chip: AscendChip, spec: ModelSpec, dtype: torch.dtype) -> dic
     return found
 
 
-def _latent(chip: AscendChip, attention: LatentAttention, dtype: torch.dtype, note: object) -> None:
+def _latent(attention: LatentAttention, dtype: torch.dtype, note: object) -> None:
     assert callable(note)
     sizes = (attention.num_attention_heads, attention.kv_lora_rank, attention.qk_rope_head_dim)
-    why = rules.attention(chip.generation, dtype, *sizes)
+    why = rules.attention(dtype, *sizes)
     note("attention", why)
     if why is None:
         note("attention of prefills", rules.expanded_attention(attention.qk_nope_head_dim, attention.v_head_dim))
     if attention.indexer is not None:
         i = attention.indexer
-        note("the indexer", rules.indexer(chip.generation, dtype, i.index_n_heads, i.index_head_dim, i.index_topk))
+        note("the indexer", rules.indexer(dtype, i.index_n_heads, i.index_head_dim, i.index_topk))

@@ -35,10 +35,8 @@ def needs_half(dtype: torch.dtype) -> Why:
     return None if dtype in HALF else f"it takes FP16 and BF16, not {str(dtype).removeprefix('torch.')}"
 
 
-def attention(chip: Generation, dtype: torch.dtype, heads: int, rank: int, rope: int) -> Why:
+def attention(dtype: torch.dtype, heads: int, rank: int, rope: int) -> Why:
     """npu_fused_infer_attention_score_v2 over latents (query D = 512)."""
-    if not chip.has_fused_attention:
-        return "this chip has another one, which is not wired up"
     if (why := needs_half(dtype)) is not None:
         return why
     if (rank, rope) != (LATENT, ROPE):
@@ -51,10 +49,8 @@ def expanded_attention(nope: int, value: int) -> Why:
     return None if nope == value == HEAD else f"it takes heads of {HEAD} and {HEAD}, not of {nope} and {value}"
 
 
-def indexer(chip: Generation, dtype: torch.dtype, heads: int, width: int, top_k: int) -> Why:
+def indexer(dtype: torch.dtype, heads: int, width: int, top_k: int) -> Why:
     """npu_lightning_indexer."""
-    if not chip.has_fused_attention:
-        return "it is not wired up for this chip"
     if (why := needs_half(dtype)) is not None:
         return why
     if width != INDEX_HEAD or heads > MOST_INDEX_HEADS:

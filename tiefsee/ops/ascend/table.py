@@ -43,11 +43,20 @@ class AscendOperators(Operators):
 
     def resolve_format(self, format: str, spec: ModelSpec) -> tuple[str, str | None]:
         """FP8 and FP4 stay packed on a chip that has FP8; elsewhere they become INT8, or BF16 when asked."""
-        if spec.quantisation is None or self.chip.has_fp8 or format not in ("auto", "keep", "fp8", "fp4"):
+        if spec.quantisation is None or format not in ("auto", "keep", "fp8", "fp4"):
+            return super().resolve_format(format, spec)
+        published = published_format(spec)
+        if self.chip.has_fp8 and format == "auto":
+            columns = "128 columns, 32 beside FP4" if spec.quantisation.expert_format == "fp4" else "128 columns"
+            return "keep", (
+                f"{self.chip} keeps the weights as published ({published}): activations in BF16 or FP16 meet them in "
+                f"FP8, one scale per token and {columns}; --format bf16 unpacks them"
+            )
+        if self.chip.has_fp8:
             return super().resolve_format(format, spec)
         if format != "auto":
             raise DeviceError(
-                f"format {format!r} asks for {published_format(spec)}, and {self.chip} has no FP8; "
+                f"format {format!r} asks for {published}, and {self.chip} has no FP8; "
                 "needed int8 or bf16 (or auto: int8)"
             )
         return "int8", (
@@ -115,7 +124,7 @@ class AscendOperators(Operators):
         scale: float, value_dim: int, picks: list[Tensor | None] | None = None,
     ) -> Tensor:  # fmt: skip
         heads, rope = query_rope_THR.shape[1:]
-        why = rules.attention(self.chip.generation, query_nope_THN.dtype, heads, wkv_b.shape[1], rope)
+        why = rules.attention(query_nope_THN.dtype, heads, wkv_b.shape[1], rope)
         if _trains() or why is not None:
             return reference.latent_attention(
                 query_nope_THN, query_rope_THR, wkv_b, view, layer, scale, value_dim, picks
@@ -134,7 +143,7 @@ class AscendOperators(Operators):
             return super(AscendOperators, self).pick_keys(query_TIJ, weights_TI, view, layer, top_k)
 
         heads, width = query_TIJ.shape[1:]
-        why = rules.indexer(self.chip.generation, query_TIJ.dtype, heads, width, top_k)
+        why = rules.indexer(query_TIJ.dtype, heads, width, top_k)
         if _trains() or why is not None:
             return definition()
         return indexer.pick_keys(query_TIJ, weights_TI, view, layer, top_k, definition)
