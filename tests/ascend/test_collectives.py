@@ -53,14 +53,15 @@ print("all held", flush=True)
 # parts are summed: that is no further from float32 than one rank is, but for chance.
 SHARED = """
 import sys
+from tests.ascend.rounded import RoundedOperators
 from tests.ascend.test_engine import open_on_cpu
 from tests.tiny import prompt, relative_error
 from tiefsee import LLM, Sampling
 
 folder, dtype = sys.argv[1:]
 greedy = Sampling(temperature=0, max_tokens=8, ignore_eos=True)
-exact = open_on_cpu(folder, False, dtype="float32")
-alone = open_on_cpu(folder, True) if dtype == "bfloat16" else exact
+exact = open_on_cpu(folder, dtype="float32")
+alone = open_on_cpu(folder, RoundedOperators()) if dtype == "bfloat16" else exact
 
 def median_error(logits, needed):
     return float(((logits - needed).norm(dim=-1) / needed.norm(dim=-1)).median())

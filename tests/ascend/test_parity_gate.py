@@ -8,14 +8,16 @@ import pytest
 import torch
 
 from tests.ascend.models import FAMILIES, save_checkpoint
+from tests.ascend.test_engine import packed_checkpoint
 from tiefsee.cli import main
+from tiefsee.ops import operators_for
 from tiefsee.ops.ascend import attention, norms
 
 
-def gate(folder, capsys) -> tuple[int, dict]:
+def gate(folder, capsys, *options) -> tuple[int, dict]:
     """Exit status and report of `tiefsee check parity`."""
     arguments = ["--model", str(folder), "--device", "reference", "--device", "npu", "--long", "150"]
-    status = main(["check", "parity", *arguments, "--max-context", "512", "--json"])
+    status = main(["check", "parity", *arguments, "--max-context", "512", "--json", *options])
     return status, json.loads(capsys.readouterr().out)
 
 
@@ -25,6 +27,20 @@ def gate(folder, capsys) -> tuple[int, dict]:
 def test_the_card_passes(family, dtype, tmp_path, capsys):
     status, report = gate(save_checkpoint(family, dtype, tmp_path / "m"), capsys)
     assert status == 0, report
+
+
+def test_codes_are_judged_as_such(npu, tmp_path, capsys):
+    """Activations that meet INT8 or FP8 weights as codes are further from the definition than BF16 is."""
+    ops = operators_for(npu)
+    if ops.chip.has_fp8:
+        folder, options, number = packed_checkpoint(tmp_path), (), "fp8"
+    else:
+        folder, options, number = save_checkpoint("v3", "bfloat16", tmp_path / "m"), ("--format", "int8"), "int8"
+    assert ops.activation_format(number, torch.bfloat16) == number
+    assert ops.activation_format(number, torch.float32) == "float32"
+    status, report = gate(folder, capsys, *options)
+    assert status == 0, report
+    assert report["format"] == number
 
 
 @pytest.mark.usefixtures("npu")

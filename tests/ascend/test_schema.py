@@ -149,6 +149,13 @@ def test_packed_products_at_published_dimensions(soc, name, kind, experts, monke
         x, picks = torch.empty(5, d, dtype=bf16, device=META), torch.zeros(5, 6, dtype=torch.int64, device=META)
         w = module.w1, module.w2, module.w3
         assert ops.run_experts(x, picks, picks.float(), *w, moe.swiglu_limit).shape == (5, d)
+        own = torch.nn.Module()  # of one rank of eight
+        for leaf, shape in (("w1", (f, d)), ("w2", (d, f)), ("w3", (f, d))):
+            setattr(own, leaf, on_meta(experts, moe.n_routed_experts // 8, *shape))
+        ops.settle(own, bf16)
+        share = (2 * moe.n_routed_experts // 8, moe.n_routed_experts)
+        w = own.w1, own.w2, own.w3
+        assert ops.run_experts(x, picks, picks.float(), *w, moe.swiglu_limit, share).shape == (5, d)
         x = torch.empty(5, 8, 4096, dtype=bf16, device=META)
         assert ops.grouped_linear(x, on_meta(kind, 8 * 1024, 4096)).shape == (5, 8 * 1024)
     SEEN.update(before)

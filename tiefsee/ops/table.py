@@ -73,6 +73,11 @@ class Operators:
         """Rows of a cache pool, in place."""
         rows_SC.index_copy_(0, slots_T, new_TC)
 
+    def activation_format(self, weight_format: str, dtype: torch.dtype) -> str:
+        """The numbers in which activations of `dtype` meet packed weights ("int8", "fp8", "fp4"): their own, unless
+        a backend's products quantise them. The parity gate asks, to know how far apart two devices may be."""
+        return str(dtype).removeprefix("torch.")
+
     def settle(self, network: nn.Module, dtype: torch.dtype) -> None:
         """Weights as this backend's operators want them, in place, once after a load for `dtype`."""
 

@@ -20,7 +20,8 @@ from tiefsee.ops.view import PagedHistory, Segment
 from tiefsee.ops.weight import Weight
 
 # What is no operator of the network: memory, and the inside of `run_experts`.
-_OTHERS = {"allocate", "free_bytes", "each_expert", "write_rows", "remarks", "resolve_format", "settle"}
+_OTHERS = {"allocate", "free_bytes", "each_expert", "write_rows", "remarks", "resolve_format", "settle",
+           "activation_format"}  # fmt: skip
 OPERATORS = tuple(
     name for name, value in vars(Operators).items()
     if name[0] != "_" and name not in _OTHERS and (callable(value) or isinstance(value, staticmethod))

@@ -158,9 +158,11 @@ def _joined(name: str, number: NumberFormat, judged: Sequence[_Judged], toleranc
 
 def call_format(call: Call, recording: Recording, player: Player) -> NumberFormat:
     """The coarsest number that either side uses for this call: its dtype, weights that only one side has packed,
-    rows of a cache that is packed."""
-    formats = [recording.side["dtype"], str(player.network.norm.weight.dtype).removeprefix("torch.")]
+    activations that meet packed weights as codes, rows of a cache that is packed."""
+    dtype = player.network.norm.weight.dtype
+    formats = [recording.side["dtype"], str(dtype).removeprefix("torch.")]
     for there, here in player.kinds(call):
+        formats.append(player.network.ops.activation_format(here.kind, dtype))
         if there.kind != here.kind:
             formats += [there.kind, here.kind]
     if call.operator in ("latent_attention", "window_attention", "pick_keys"):

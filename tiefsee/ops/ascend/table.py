@@ -64,6 +64,14 @@ class AscendOperators(Operators):
             "activations, one scale per token; --format bf16 keeps them exact at twice the size"
         )
 
+    def activation_format(self, weight_format: str, dtype: torch.dtype) -> str:
+        codes = {"int8": "int8"}
+        if self.chip.generation.has_block_products:
+            codes |= {"fp8": "fp8", "fp4": "fp8"}
+        if rules.needs_half(dtype) is None and weight_format in codes:
+            return codes[weight_format]
+        return super().activation_format(weight_format, dtype)
+
     def settle(self, network: nn.Module, dtype: torch.dtype) -> None:
         settle(network, self.chip.generation, dtype)
 
