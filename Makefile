@@ -60,9 +60,10 @@ ascend-emulated: .venv-ascend/.installed .venv/.installed-dev
 	@echo "== torch_npu on an emulated CANN, Ascend 910B3"
 	$(EMULATED) --soc Ascend910B3 $(ASCEND_PYTEST) tests/ascend
 	@echo "== Ascend 910C"
-	$(EMULATED) --soc Ascend910_9391 $(ASCEND_PYTEST) tests/ascend/test_traces.py tests/ascend/test_engine.py -k "trace or fold or calls or fp8 or (v3 and bfloat16)"
-	@echo "== Ascend 950: formats, and the operators that only it has"
-	$(EMULATED) --soc Ascend950 $(ASCEND_PYTEST) tests/ascend/test_operators.py tests/ascend/test_engine.py -k "hyper or gating or fp8"
+	$(EMULATED) --soc Ascend910_9391 $(ASCEND_PYTEST) tests/ascend/test_traces.py tests/ascend/test_engine.py -k "calls or fold or fp8 or fp4 or int8 or (v3 and bfloat16)"
+	@echo "== Ascend 950: every operator, and what it has of its own"
+	$(EMULATED) --soc Ascend950 $(ASCEND_PYTEST) tests/ascend/test_operators.py
+	$(EMULATED) --soc Ascend950 $(ASCEND_PYTEST) tests/ascend/test_engine.py tests/ascend/test_parity_gate.py -k "950 or fp8 or codes or (bfloat16 and not chunks)"
 
 # After a change that is meant to change what runs on the card: write the traces anew, and read the difference.
 ascend-traces: .venv-ascend/.installed

@@ -13,7 +13,7 @@ from tiefsee.layouts import ROWS
 from tiefsee.ops import Operators, formats, operators_for, reference
 from tiefsee.ops.ascend import AscendOperators, hyper
 from tiefsee.ops.ascend.chip import chip_of
-from tiefsee.ops.ascend.settle import settled
+from tiefsee.ops.ascend.settle import both_of, settled
 from tiefsee.ops.view import Segment
 from tiefsee.ops.weight import Packing, Weight, dense
 from tiefsee.spec.model import Router
@@ -265,6 +265,16 @@ def test_fp4_in_odd_widths_is_the_definition(npu, ops):
     assert_near(found, needed)
 
 
+@pytest.mark.usefixtures("multiplies_fp8")
+def test_fp4_that_was_not_brought_in_order_is_the_definition(npu, ops):
+    hidden, picks, weights = values(4, 128), torch.tensor([[0, 1]] * 4), torch.rand(4, 2)
+    shapes = ((3, 192, 128), (3, 128, 192), (3, 192, 128))
+    stacks = [packed_stack("mx4", *shape, seed=n) for n, shape in enumerate(shapes)]
+    needed = reference.run_experts(hidden, picks, weights, *stacks, None)
+    found = ops.run_experts(hidden.to(npu), picks.to(npu), weights.to(npu), *(on(npu, s) for s in stacks), None)
+    assert_near(found, needed)
+
+
 @pytest.mark.parametrize("kind", ["int8", "blocks", "mx"])
 def test_grouped_linear(npu, ops, kind):
     """V4's output projection, [T, G, I] by G blocks of rows."""
@@ -278,6 +288,14 @@ def test_grouped_linear(npu, ops, kind):
     needed = (IN_FP8 if fused else Operators()).grouped_linear(x, flat)
     for moved in (on(npu, flat), settled(on(npu, flat), ops.chip.generation, in_order=False)):
         assert_near(ops.grouped_linear(x.to(npu), moved), needed)
+
+
+@pytest.mark.usefixtures("multiplies_fp8")
+def test_groups_that_share_a_block_are_unpacked(npu, ops):
+    """Three groups of 64 rows: the second lies in the first block of 128 and has no scales of its own."""
+    data, scale = formats.pack_fp8(values(192, 256, dtype=torch.float32, scale=1 / 16), block=(128, 128), ue8m0=False)
+    weight, x = Weight(data, scale, Packing("fp8", (128, 128))), values(7, 3, 256)
+    assert_near(ops.grouped_linear(x.to(npu), on(npu, weight)), reference.grouped_linear(x, weight))
 
 
 LATENT = Stream("latent", layers=(0,), family="history", shape=(576,), num_rotated=64)
@@ -436,3 +454,13 @@ def test_hyper_connections_of_ascend_950(soc, npu):
         assert_near(mine, theirs)
     joined = reference.hyper_join(streams, output, *needed[1:])
     assert_near(ops.hyper_join(moved[0], output.to(npu), *found[1:]), joined)
+
+
+def test_halves_that_lie_apart_are_not_taken_for_one():
+    """w1 and w3 are gate and up of one tensor only if they alternate in it, expert by expert."""
+    both = torch.zeros(3, 8, 16)
+    assert both_of(both[:, :4], both[:, 4:]).data_ptr() == both.data_ptr()
+    assert both_of(both[:, :4], both[:, :4]) is None
+    assert both_of(both[:, 4:], both[:, :4]) is None
+    in_turn = torch.zeros(3, 4, 16)
+    assert both_of(in_turn[0:2], in_turn[1:3]) is None  # w3 begins where the first expert's w1 ends, and that is all

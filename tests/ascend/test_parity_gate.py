@@ -14,9 +14,9 @@ from tiefsee.ops import operators_for
 from tiefsee.ops.ascend import attention, norms
 
 
-def gate(folder, capsys, *options) -> tuple[int, dict]:
+def gate(folder, capsys, *options, sides=("reference", "npu")) -> tuple[int, dict]:
     """Exit status and report of `tiefsee check parity`."""
-    arguments = ["--model", str(folder), "--device", "reference", "--device", "npu", "--long", "150"]
+    arguments = ["--model", str(folder), "--device", sides[0], "--device", sides[1], "--long", "150"]
     status = main(["check", "parity", *arguments, "--max-context", "512", "--json", *options])
     return status, json.loads(capsys.readouterr().out)
 
@@ -38,9 +38,11 @@ def test_codes_are_judged_as_such(npu, tmp_path, capsys):
         folder, options, number = save_checkpoint("v3", "bfloat16", tmp_path / "m"), ("--format", "int8"), "int8"
     assert ops.activation_format(number, torch.bfloat16) == number
     assert ops.activation_format(number, torch.float32) == "float32"
-    status, report = gate(folder, capsys, *options)
-    assert status == 0, report
-    assert report["format"] == number
+    for sides in (("reference", "npu"), ("npu", "reference")):
+        status, report = gate(folder, capsys, *options, sides=sides)
+        assert status == 0, report
+        assert report["format"] == number
+        assert {o["format"] for o in report["operators"] if o["operator"] == "run_experts"} == {number}
 
 
 @pytest.mark.usefixtures("npu")

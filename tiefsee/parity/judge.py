@@ -162,6 +162,7 @@ def call_format(call: Call, recording: Recording, player: Player) -> NumberForma
     dtype = player.network.norm.weight.dtype
     formats = [recording.side["dtype"], str(dtype).removeprefix("torch.")]
     for there, here in player.kinds(call):
+        formats.append(recording.side.get("activations", {}).get(there.kind, recording.side["dtype"]))
         formats.append(player.network.ops.activation_format(here.kind, dtype))
         if there.kind != here.kind:
             formats += [there.kind, here.kind]

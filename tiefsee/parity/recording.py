@@ -172,11 +172,12 @@ def describe(core: EngineCore) -> dict[str, Any]:
     network, plan = core.runner.network, core.plan
     kinds = [m.packing.format for m in network.modules() if isinstance(m, Weight)]
     dtype = str(network.norm.weight.dtype).removeprefix("torch.")
-    activations = {network.ops.activation_format(kind, network.norm.weight.dtype) for kind in set(kinds)}
+    activations = {kind: network.ops.activation_format(kind, network.norm.weight.dtype) for kind in sorted(set(kinds))}
     return {
         "device": str(network.device), "operators": network.ops.name, "dtype": dtype, "cache_dtype": plan.dtype,
         "layout": plan.layout.name, "weights": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
-        "formats": sorted({dtype, plan.dtype} | activations | ({"fp8"} if plan.layout.packed else set())),
+        "activations": activations,
+        "formats": sorted({dtype, plan.dtype, *activations.values()} | ({"fp8"} if plan.layout.packed else set())),
         "torch": torch.__version__, "notes": list(core.notes),
     }  # fmt: skip
 
