@@ -49,7 +49,8 @@ PACKERS = {
 
 
 def engine(network: Network, **options: Any) -> EngineCore:
-    options = {"enable_prefix_cache": False, "max_step_tokens": 128, **options}
+    drafts = 2 if network.mtp else 0
+    options = {"enable_prefix_cache": False, "max_step_tokens": 128, "max_draft": drafts, **options}
     return tiny_llm(network, **options).core
 
 
@@ -160,6 +161,8 @@ def calibrate(models: Sequence[Model]) -> None:
             for o in report.operators:
                 kind = "composed" if o.operator in COMPOSED else "operator"
                 note(o.format, kind, o.worst_error, f"{o.operator} at {o.site}, {where}")
+                note(o.format, f"{kind}, channel", o.worst_channel, f"{o.operator}, {where}")
+                note(o.format, f"{kind}, all together", o.scale_error, f"{o.operator}, {where}")
                 note(o.format, "wrong picks", o.num_wrong_picks, f"{o.operator} at {o.site}, {where}")
                 if o.failure:
                     print("FAILURE", o.operator, o.failure, where)
