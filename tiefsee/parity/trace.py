@@ -18,7 +18,7 @@ from tiefsee.parity.measures import row_errors
 
 SKETCH = 16
 INPUT = " input"
-# Point ("layers.3.attn", "mtp.0.hnorm input") -> prompt -> sketch of each position [T, SKETCH]; nan where there is none.
+# Point ("layers.3.attn", "mtp.0.hnorm input") -> prompt -> sketch of each position [T, SKETCH], nan for none.
 Sketches = dict[str, dict[int, Tensor]]
 # Of a pass: (prompt, first position, number of tokens) per segment.
 Spans = Sequence[tuple[int, int, int]]
