@@ -47,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-context", type=int, default=4096)
     parser.add_argument("--layers", choices=("ends", "all"), default="ends", help="whose operators are looked at: the "
                         "first and last layer of each kind, or all")  # fmt: skip
-    parser.add_argument("--record-limit", default="512MB", help="most bytes of operators' inputs and outputs")
+    parser.add_argument("--record-limit", default="1GB", help="most bytes of operators' inputs and outputs")
     parser.add_argument(
         "--tolerance", action="append", default=[], metavar="FORMAT.LIMIT=NUMBER",
         help="another limit, such as bfloat16.operator=0.02; see docs/parity.md",

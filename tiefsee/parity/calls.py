@@ -72,7 +72,7 @@ class Call:
     """`arguments` by position; `outputs` as computed where it was recorded, one or several; None where there is none.
 
     `probe` names a call that the network did not make: "ties", with scores that were coarsened, to see which of
-    equals are taken; "bias", with scores between which the expert bias decides; "every expert", with picks of all;
+    equals are taken; "bias", with scores between which the expert bias decides; "every expert", each alone in a row;
     "clamp", with inputs so large that limits are reached.
 
     Of an operator that treats rows one by one a few of the `num_rows` rows are kept; `whole` repeats them, so that it
@@ -189,15 +189,22 @@ def keep(operator: str, site: str, arguments: tuple[Any, ...], result: Any, para
     )
 
 
-def probes(call: Call, parameters: Parameters, play: Callable[[Call], tuple[Tensor | None, ...]]) -> list[Call]:
-    """The same call where it is harder, with the outputs that `play` gives; none where there is nothing to probe."""
+def probes(
+    call: Call, parameters: Parameters, play: Callable[[Call], tuple[Tensor | None, ...]], done: set[tuple[str, str]]
+) -> list[Call]:
+    """The same call where it is harder, with the outputs that `play` gives; none where there is nothing to probe.
+
+    What does not depend on the step is asked once: `done` has the operators and sites where it was.
+    """
     harder = []
     if call.operator in PICKS and all(o is not None for o in call.outputs):
         harder.append(_with_ties(call))
+    if (call.operator, call.site) not in done:
+        done.add((call.operator, call.site))
         if call.operator == "select_experts" and isinstance(call.arguments[1], Parameter):
             harder.append(_with_bias_alone(call, parameters))
-    if call.operator == "run_experts" and call.arguments[1].shape[1]:
-        harder.append(_with_every_expert(call, parameters))
+        if call.operator == "run_experts":
+            harder.append(_with_every_expert(call, parameters))
     if call.operator in LIMITS and call.arguments[LIMITS[call.operator]] is not None:
         harder.append(_beyond_limit(call))
     return [replace(h, outputs=tuple(o if o is None else o[: h.num_kept] for o in play(h.whole()))) for h in harder]
@@ -228,15 +235,16 @@ def _with_bias_alone(call: Call, parameters: Parameters) -> Call:
 
 
 def _with_every_expert(call: Call, parameters: Parameters) -> Call:
-    """Rows enough that each expert has one."""
+    """A row for each expert, whose other picks weigh nothing: among eight a wrong one would hardly be seen."""
     hidden, experts, weights, *rest = call.arguments
     num_picks, num_experts = experts.shape[1], len(parameters[rest[0].name].data)
-    rows = torch.arange(max(len(hidden), -(-num_experts // num_picks)))
-    every = (rows.unsqueeze(1) * num_picks + torch.arange(num_picks)) % num_experts
-    index = rows % len(hidden)
+    rows = torch.arange(num_experts)
+    every = (rows.unsqueeze(1) + torch.arange(num_picks)) % num_experts
+    alone = torch.zeros(num_experts, num_picks, dtype=weights.dtype)
+    alone[:, 0] = 1.0
     return replace(
-        call, arguments=(hidden[index], every.to(experts.dtype), weights[index], *rest), probe="every expert",
-        num_rows=len(rows), num_kept=len(rows),
+        call, arguments=(hidden[rows % len(hidden)], every.to(experts.dtype), alone, *rest), probe="every expert",
+        num_rows=num_experts, num_kept=num_experts,
     )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from tiefsee.schedule import Batch
 from tiefsee.spec.model import ModelSpec
 
 NUM_NEW = 8
-LIMIT_BYTES = 512e6
+LIMIT_BYTES = 1e9
 MTP = "mtp."
 # A KL that is none: what adding up in float64 leaves.
 NO_KL = 1e-9

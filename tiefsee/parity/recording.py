@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tiefsee.engine import EngineCore
 from tiefsee.errors import RecordingError
+from tiefsee.ops.storage import checksum
 from tiefsee.ops.view import Segment
 from tiefsee.ops.weight import Weight
 from tiefsee.parity.calls import CachedRows, Call, Parameter
@@ -31,6 +32,7 @@ from tiefsee.spec.model import Router
 
 VERSION = 2
 _KEY = "tiefsee.parity"
+_CHECKSUM = "tiefsee.parity.checksum"
 SMALL_VOCABULARY = 4096
 KEPT_LOGITS = 256
 
@@ -116,30 +118,50 @@ class Recording:
                 for c in self.calls
             ],
         }  # fmt: skip
+        text = json.dumps(facts)
+        part = path.with_name(path.name + ".part")  # whoever reads `path` never finds half a file
         try:
-            save_file(tensors, path, metadata={_KEY: json.dumps(facts)})
+            save_file(tensors, part, metadata={_KEY: text, _CHECKSUM: _checksum(text, tensors)})
+            part.replace(path)
         except (OSError, SafetensorError) as error:
             raise RecordingError(f"cannot write {path}: {error}") from error
+        finally:
+            part.unlink(missing_ok=True)
         return path.stat().st_size
 
     @classmethod
     def load(cls, path: Path) -> Recording:
-        """Raises RecordingError for a file that is absent, cut short, of another kind or another version."""
+        """Raises RecordingError for a file that is absent, cut short, altered, of another kind or another version."""
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(path, framework="pt") as file:
-                facts = json.loads((file.metadata() or {}).get(_KEY, "{}"))
+                metadata = file.metadata() or {}
+                if _KEY not in metadata:
+                    raise RecordingError(f"{path} is no recording but another safetensors file; make one with --record")
+                facts = json.loads(metadata[_KEY])
                 if facts.get("version") != VERSION:
                     raise RecordingError(
                         f"{path} has version {facts.get('version')} of a recording; this tiefsee reads {VERSION}. "
                         "Record again with the same tiefsee on both sides"
                     )
-                return _read(facts, file.get_tensor)
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+                if metadata.get(_CHECKSUM) != _checksum(metadata[_KEY], tensors):
+                    raise RecordingError(f"{path} is not what was written: its checksum is another. Copy it again")
+                return _read(facts, tensors.__getitem__)
         except (OSError, SafetensorError) as error:
             raise RecordingError(f"cannot read the recording {path}: {error}") from error
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise RecordingError(f"{path} is no recording that can be read ({error!r}); record again") from error
+
+
+def _checksum(facts: str, tensors: Mapping[str, Tensor]) -> str:
+    """Of all that is in the file, in the order of the tensors' names."""
+    digest = hashlib.blake2b(facts.encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} {checksum((tensor,))}".encode())
+    return digest.hexdigest()
 
 
 def _read(facts: Mapping[str, Any], get: Any) -> Recording:

@@ -63,6 +63,7 @@ class Watch:
         self._owners: dict[int, tuple[int, Request]] = {}  # of the step: first block -> prompt, request
         self._next_segment: dict[str, int] = {}
         self._inside = self._keeps = self._is_guess = False
+        self._probed: set[tuple[str, str]] = set()
         self._num_noted = 0
 
     def __enter__(self) -> Watch:
@@ -165,7 +166,7 @@ class Watch:
 
     def _keep(self, name: str, site: str, arguments: tuple[Any, ...], result: Any) -> None:
         call = keep(name, site, arguments, result, self._player.parameters)
-        for one in (call, *probes(call, self._player.parameters, self._player.play)):
+        for one in (call, *probes(call, self._player.parameters, self._player.play, self._probed)):
             if self.num_bytes + one.num_bytes > self._limit_bytes:
                 self.num_left_out += 1
             else:
