@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.parity.limits import WEAK, judge, verdict
 from tests.parity.matrix import PROMPTS, Model, engine, judge_fault, on, recording, reference_network
 from tests.tiny import prompt, tiny_network
 from tiefsee.cli import main
+from tiefsee.engine import EngineCore
 from tiefsee.errors import RecordingError
 from tiefsee.model import Network
 from tiefsee.ops import Operators
@@ -76,6 +78,21 @@ def test_an_interrupted_recording_leaves_no_file(tmp_path, monkeypatch):
     monkeypatch.setattr("safetensors.torch.save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         recording(Model("v3")).save(tmp_path / "r")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_ends_it_with_nothing_left(tmp_path, monkeypatch, capsys):
+    step, count = EngineCore.step, itertools.count()
+
+    def interrupted(self):
+        if next(count) == 3:
+            raise KeyboardInterrupt
+        step(self)
+
+    monkeypatch.setattr(EngineCore, "step", interrupted)
+    base = ["check", "parity", "--model", "tiefsee-demo", "--max-context", "512", "--device", "cpu"]
+    assert main([*base, "--record", str(tmp_path / "r")]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "tiefsee: interrupted"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -117,7 +117,8 @@ class Watch:
             if self.on_draft is not None and not self._is_guess:
                 keeps, self._keeps = self._keeps, False
                 for (prompt, start, _), s in zip(self._rows, view.segments, strict=True):
-                    self.on_draft(prompt, start, self._network.logits(output.final_TD[s.first : s.last]))
+                    logits = self._network.logits(output.final_TD[s.first : s.last])
+                    self.on_draft(prompt, start, logits.float().cpu())
                 self._keeps = keeps
             return output
         finally:
