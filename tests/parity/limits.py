@@ -294,6 +294,8 @@ def judge(name: str, strength: float, dtype: str) -> Report:
 def verdict(name: str, report: Report) -> str:
     if report.passed:
         return "-"
+    if report.failure is not None:
+        return "raises"
     blamed = {o.operator for o in report.blamed} - ({"run_experts"} if WEAK[name].operator == "linear" else set())
     if not blamed:
         return "seen"
