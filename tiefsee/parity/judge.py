@@ -26,7 +26,7 @@ from tiefsee.parity.tolerances import (
 
 Tolerances = Mapping[NumberFormat, Tolerance]
 # Tries at moving a router by noise, to see whether it decides by a near tie.
-NOISE_DRAWS = 8
+NOISE_DRAWS = 32
 
 
 def judge_calls(
