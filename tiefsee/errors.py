@@ -10,6 +10,7 @@
     ├── MoveError                       a request that was not handed over; it is still where it was
     │   ├── MoveDamaged                 bytes cut off or altered on the way: send them again
     │   ├── MoveMismatch                of another model or another version of the form: never to be sent there
+    │   ├── MovedAlready                it came twice: it runs there, so let go of it here
     │   └── NoRoom                      no blocks, rings or tokens for it now: another time or place
     ├── DeviceError (RuntimeError)      a device that is absent or cannot do it
     │   ├── OutOfMemory (MemoryError)   by how much, and what would fit
@@ -70,6 +71,10 @@ class MoveDamaged(MoveError):
 
 class MoveMismatch(MoveError):
     """A moved request of another model, of another version of the form, or that this engine cannot continue."""
+
+
+class MovedAlready(MoveError):
+    """The engine has admitted this very move before: whoever sent it again may release the request."""
 
 
 class NoRoom(MoveError):

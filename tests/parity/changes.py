@@ -119,9 +119,9 @@ class NarrowNorm(Operators):
 class OtherExpertOrder(Operators):
     """Experts from the last to the first, and a token's sum in the order of the experts."""
 
-    def run_experts(self, hidden, experts, weights, w1, w2, w3, limit):
+    def run_experts(self, hidden, experts, weights, *rest):
         order = experts.argsort(-1, descending=True)
-        return super().run_experts(hidden, experts.gather(1, order), weights.gather(1, order), w1, w2, w3, limit)
+        return super().run_experts(hidden, experts.gather(1, order), weights.gather(1, order), *rest)
 
 
 class InOnePiece(Operators):

@@ -199,18 +199,18 @@ def _(ops, weights, scores, experts, router):
 
 
 @fault("gate and up of the experts swapped", "run_experts", *ALL)
-def _(ops, run, hidden, experts, weights, w1, w2, w3, limit):
-    return run(hidden, experts, weights, w3, w2, w1, limit)
+def _(ops, run, hidden, experts, weights, w1, w2, w3, *rest):
+    return run(hidden, experts, weights, w3, w2, w1, *rest)
 
 
 @fault("experts off by one", "run_experts", *ALL)
-def _(ops, run, hidden, experts, weights, w1, w2, w3, limit):
-    return run(hidden, (experts + 1) % len(w1), weights, w1, w2, w3, limit)
+def _(ops, run, hidden, experts, weights, w1, *rest):
+    return run(hidden, (experts + 1) % len(w1), weights, w1, *rest)
 
 
 @fault("the last pick of each token is lost", "run_experts", *ALL)
-def _(ops, run, hidden, experts, weights, w1, w2, w3, limit):
-    return run(hidden, experts, torch.cat((weights[:, :-1], torch.zeros_like(weights[:, -1:])), 1), w1, w2, w3, limit)
+def _(ops, run, hidden, experts, weights, *rest):
+    return run(hidden, experts, torch.cat((weights[:, :-1], torch.zeros_like(weights[:, -1:])), 1), *rest)
 
 
 @fault("routing in one piece, without the bias", "route", "v3", "v3.2", "v4")

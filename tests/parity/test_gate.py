@@ -28,7 +28,7 @@ from tiefsee.cli import main
 from tiefsee.engine.cache import PagedView
 from tiefsee.errors import ConfigError, RecordingError
 from tiefsee.ops import Operators, operators_for
-from tiefsee.parity.calls import OPERATORS
+from tiefsee.parity.calls import OPERATORS, ROPE
 from tiefsee.parity.gate import chosen_layers, compare, record
 from tiefsee.parity.measures import Logits, first_divergence, logit_errors, pick_errors, row_errors
 from tiefsee.parity.prompts import built_in, from_file, sparse_from
@@ -67,7 +67,7 @@ def test_every_operator_of_the_family_is_called(family):
     of_v32 = ("layer", "halves", "index", "entries", "keys")
     not_v4 = ("latent", "layer", "halves", "keys")
     missing = {"v2": of_v4 + of_v32, "v3": of_v4 + of_v32, "v3.2": of_v4, "v4": not_v4}[family]
-    assert called == {o for o in OPERATORS if not any(word in o for word in missing)}
+    assert called == {o for o in (*OPERATORS, ROPE) if not any(word in o for word in missing)}
 
 
 @pytest.mark.parametrize(("family", "reads"), [("v3", "history"), ("v4", "recent")])
@@ -140,9 +140,12 @@ def test_experts_by_hash_are_never_a_near_tie():
 
 
 def test_the_device_itself_passes_exactly():
-    report = compare(recording(Model("v4")), engine(on(reference_network(Model("v4"), "float32", None), Operators())))
+    core = engine(on(reference_network(Model("v4"), "float32", None), Operators()))
+    report = compare(recording(Model("v4")), core, control=True)
     assert report.passed
-    assert max(o.worst_error for o in report.operators if o.operator != "run_experts") == 0
+    assert report.is_equal
+    assert report.verdict() == "equal: all logits and picks of all prompts are the same bit by bit"
+    assert max(o.worst_error for o in report.operators) < 1e-6  # rows are repeated, and lie in other tiles
     assert {p.first_divergence for p in report.prompts} == {None}
     restored = json.loads(json.dumps(report.to_json()))
     assert restored["passed"] is True
@@ -205,8 +208,8 @@ def test_recordings_that_cannot_be_used(tmp_path):
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(RecordingError, match="cannot read the recording"):
         Recording.load(path)
-    path.write_bytes(data.replace(b'\\"version\\": 1', b'\\"version\\": 9'))
-    with pytest.raises(RecordingError, match="has version 9 of a recording; this tiefsee reads 1"):
+    path.write_bytes(data.replace(b'\\"version\\": 2', b'\\"version\\": 9'))
+    with pytest.raises(RecordingError, match="has version 9 of a recording; this tiefsee reads 2"):
         Recording.load(path)
     other = engine(reference_network(Model("v2"), "float32", None))
     with pytest.raises(RecordingError, match="is of another model"):
@@ -336,10 +339,33 @@ def test_the_command(tmp_path, capsys):
         (["--device", "cpu", "--device", "tpu"], "tpu"),
         (["--device", "cpu", "--device", "cpu", "--tolerance", "x=1"], "--tolerance 'x=1'"),
         (["--device", "cpu", "--device", "cpu", "--dtype", "a,b,c"], "names 3 values"),
+        (["--device", "cpu", "--against", "x", "--prompts", "y"], "--prompts has no meaning with --against"),
+        (["--device", "cpu", "--against", "x", "--long", "9"], "--long has no meaning with --against"),
+        (["--device", "cpu", "--device", "cpu", "--record-limit", "much"], "much"),
+        (["--device", "cpu", "--device", "cpu", "--long", "0"], "--long is 0"),
+        (["--device", "cpu", "--device", "cpu", "--max-context", "64"], "--max-context is 64"),
     ],
 )
 def test_bad_input_is_one_line(arguments, words, capsys):
-    assert main(["check", "parity", "--model", "tiefsee-demo", "--max-context", "512", *arguments]) == 1
+    assert main(["check", "parity", "--model", "tiefsee-demo", "--max-context", "512", *arguments]) == 2
     error = capsys.readouterr().err
     assert words in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_what_could_not_be_compared_is_no_failure_of_the_device(capsys, monkeypatch):
+    """Status 2 and one JSON object, also where a device throws something that is none of our errors."""
+    base = ["check", "parity", "--max-context", "512", "--json", "--device", "cpu", "--device", "cpu", "--model"]
+    assert main([*base, "absent/model/x"]) == 2
+    said = json.loads(capsys.readouterr().out)
+    assert said["passed"] is None
+    assert "absent/model/x" in said["error"]
+
+    def broken(*_, **__):
+        raise RuntimeError("driver lost")
+
+    monkeypatch.setattr("tiefsee.parity.sides.open_side", broken)
+    assert main([*base, "tiefsee-demo"]) == 2
+    out = capsys.readouterr()
+    assert json.loads(out.out)["error"] == "RuntimeError: driver lost"
+    assert "Traceback" in out.err

@@ -1,4 +1,4 @@
-"""`tiefsee check parity`: do two devices answer alike? Status 0 if so, 1 if not.
+"""`tiefsee check parity`: do two devices answer alike? Status 0 if so, 1 if not, 2 if they could not be compared.
 
 tiefsee check parity --model M --device reference --device cpu
 tiefsee check parity --model M --device cpu --record cpu.safetensors        on one machine
@@ -11,10 +11,11 @@ import argparse
 import gc
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tiefsee.errors import ConfigError
+from tiefsee.errors import ConfigError, TiefseeError
 from tiefsee.units import format_bytes
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
     from tiefsee.parity.recording import Recording
     from tiefsee.parity.report import Report
+
+
+COULD_NOT_COMPARE = 2
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +45,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", default="auto", help="as of run; A,B for each side its own")
     parser.add_argument("--cache-layout", help="of the device that is judged (default: its own)")
     parser.add_argument("--max-context", type=int, default=4096)
-    parser.add_argument("--record-limit", default="512MB", help="most bytes of operators' inputs and outputs")
+    parser.add_argument("--layers", choices=("ends", "all"), default="ends", help="whose operators are looked at: the "
+                        "first and last layer of each kind, or all")  # fmt: skip
+    parser.add_argument("--record-limit", default="1GB", help="most bytes of operators' inputs and outputs")
     parser.add_argument(
         "--tolerance", action="append", default=[], metavar="FORMAT.LIMIT=NUMBER",
         help="another limit, such as bfloat16.operator=0.02; see docs/parity.md",
@@ -51,11 +57,30 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    try:
+        return _compare(options)
+    except TiefseeError as error:
+        said = str(error)
+        print(f"tiefsee: {said}", file=sys.stderr)
+    except Exception as error:  # what a device may throw at us must not look like a comparison that failed
+        traceback.print_exc()
+        said = f"{type(error).__name__}: {error}"
+    if options.json:
+        from tiefsee.parity.report import REPORT_VERSION
+
+        print(json.dumps({"version": REPORT_VERSION, "passed": None, "error": said}))
+    return COULD_NOT_COMPARE
+
+
+def _compare(options: argparse.Namespace) -> int:
     devices = options.device
     files = [name for name in ("record", "against") if getattr(options, name) is not None]
     if len(devices) + len(files) != 2 or len(files) == 2:
         found = ", ".join([f"{len(devices)} of --device", *(f"--{name}" for name in files)])
         raise ConfigError(f"found {found}; needed two devices, or one with --record FILE, or one with --against FILE")
+    for name in ("prompts", "long") if options.against else ():
+        if getattr(options, name) is not None:
+            raise ConfigError(f"--{name} has no meaning with --against: prompts are those of the recording")
     from tiefsee.parity.tolerances import overridden
 
     tolerances = overridden(options.tolerance)
@@ -66,17 +91,30 @@ def run(options: argparse.Namespace) -> int:
     recording = _recording(options)
     if options.record:
         size = recording.save(Path(options.record))
-        print(
-            f"{options.record}: {len(recording.calls)} calls and {len(recording.prompts)} prompts, {format_bytes(size)}"
-        )
+        facts = {
+            "file": options.record, "calls": len(recording.calls), "prompts": len(recording.prompts), "bytes": size,
+            "left_out": recording.num_left_out,
+        }  # fmt: skip
+        if options.json:
+            print(json.dumps(facts))
+            return 0
+        print("{file}: {calls} calls and {prompts} prompts, {size}".format(**facts, size=format_bytes(size)))
         if recording.num_left_out:
             print(f"{recording.num_left_out} calls were left out: --record-limit is {options.record_limit}")
         return 0
     from tiefsee.parity.gate import compare
 
-    report = compare(recording, _open(options, devices[-1], last=True), tolerances)
+    report = compare(
+        recording, _open(options, devices[-1], last=True), tolerances, control=_is_control(options, devices)
+    )
     print(json.dumps(report.to_json(), indent=2)) if options.json else show(report)
     return 0 if report.passed else 1
+
+
+def _is_control(options: argparse.Namespace, devices: list[str]) -> bool:
+    """Whether both sides are one and the same, which then must be equal."""
+    alike = all(_of_side(v, False) == _of_side(v, True) for v in (options.dtype, options.format))
+    return len(devices) == 2 and devices[0] == devices[1] and alike and options.cache_layout is None
 
 
 def _recording(options: argparse.Namespace) -> Recording:
@@ -90,7 +128,10 @@ def _recording(options: argparse.Namespace) -> Recording:
         return Recording.load(Path(options.against))
     core = _open(options, options.device[0], last=False)
     prompts = from_file(Path(options.prompts), core) if options.prompts else built_in(core, options.long)
-    recording = record(core, prompts, model=str(options.model), limit_bytes=parse_bytes(options.record_limit))
+    recording = record(
+        core, prompts, model=str(options.model), limit_bytes=parse_bytes(options.record_limit),
+        all_layers=options.layers == "all",
+    )  # fmt: skip
     del core
     gc.collect()  # the other side needs the room
     return recording
@@ -133,6 +174,9 @@ def show(report: Report) -> None:
         )  # fmt: skip
     console.print(_operators(report))
     console.print(_prompts(report))
+    if report.device_drafted is not None and report.reference_drafted is not None:
+        told = (f"{d.accepted} of {d.drafted}" for d in (report.reference_drafted, report.device_drafted))
+        console.print("drafts that were right: {} there, {} here".format(*told), highlight=False)
     for note in report.notes:
         console.print(f"note: {note}", highlight=False)
     color = "green" if report.passed else "bold red"

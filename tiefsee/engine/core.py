@@ -22,7 +22,7 @@ from torch import Tensor
 from tiefsee.engine import transfer
 from tiefsee.engine.cache import CachePlan, StreamCache
 from tiefsee.engine.config import EngineConfig, scheduler_config
-from tiefsee.engine.delta import Delta
+from tiefsee.engine.delta import Delta, FinishReason
 from tiefsee.engine.fingerprint import network_fingerprint
 from tiefsee.engine.generation import Generation, sample_seed
 from tiefsee.engine.guide import Guide, Matcher
@@ -74,6 +74,7 @@ class EngineCore:
         self.scheduler = Scheduler(scheduler_config(config, plan, max_context))
         self.counters = Counters()
         self.draft_length = DraftLength(plan.max_draft)
+        self.admitted: dict[str, None] = {}  # tickets of moves that came in, the oldest first
         self.guide: Guide | None = None  # compiles constraints; there are none without a tokenizer
         self._drafter = Drafter(self.runner, plan.max_draft) if plan.max_draft else None
         self._generations: dict[str, Generation] = {}
@@ -158,13 +159,12 @@ class EngineCore:
             self.scheduler.config = usual
 
     def cancel(self, generation: Generation) -> None:
-        """Drop a request; its blocks are free at once. Finished ones are left alone."""
+        """Drop a request, and the answers that wait for the end of its prompt; its blocks are free at once. Finished
+        ones are left alone."""
         if generation.finish_reason is None:
-            generation.finish_reason = "cancelled"
             self.scheduler.cancel(generation.request.request_id)
             self._is_stuck = False
-            self._forget(generation)
-            generation.tell()
+            self._end(generation, "cancelled")
 
     def cancel_all(self) -> None:
         for generation in list(self._generations.values()):
@@ -195,15 +195,19 @@ class EngineCore:
         bad = next((t for t in prompt if not 0 <= t < self.spec.vocab_size), None)
         if bad is not None:
             raise InvalidToken(f"token {bad} is outside the vocabulary of {self.spec.vocab_size} tokens")
-        for name, tokens in (("logit_bias", sampling.logit_bias), ("stop_token_ids", sampling.stop_token_ids)):
-            bad = next((t for t in tokens if t >= self.spec.vocab_size), None)
-            if bad is not None:
-                raise InvalidToken(f"{name} names token {bad}; the vocabulary has {self.spec.vocab_size}")
+        self.check_sampling(sampling)
         if len(prompt) >= self.max_context:
             raise PromptTooLong(
                 f"the prompt has {len(prompt)} tokens; this engine holds {self.max_context} in all, so at most "
                 f"{self.max_context - 1}. Shorten it, or start the engine with a larger max_context"
             )
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        """Raises RequestError for what this model and this engine cannot do."""
+        for name, tokens in (("logit_bias", sampling.logit_bias), ("stop_token_ids", sampling.stop_token_ids)):
+            bad = next((t for t in tokens if t >= self.spec.vocab_size), None)
+            if bad is not None:
+                raise InvalidToken(f"{name} names token {bad}; the vocabulary has {self.spec.vocab_size}")
         if sampling.stop and self.tokenizer is None:
             raise RequestError("stop strings need a tokenizer, and this model came without one; use stop_token_ids")
 
@@ -227,10 +231,8 @@ class EngineCore:
     def release(self, request_id: str) -> None:
         """The exported request was admitted elsewhere: it is gone here, and told so."""
         generation = transfer.held(self, request_id)
-        generation.finish_reason = "moved"
         handover.let_go(self.scheduler, generation.request)
-        self._forget(generation)
-        generation.tell()
+        self._end(generation, "moved")
         self._is_stuck = False
 
     def resume(self, request_id: str) -> None:
@@ -337,6 +339,17 @@ class EngineCore:
             if generation.finish_reason is not None:
                 self._forget(generation)
             generation.tell()
+
+    def _end(self, generation: Generation, reason: FinishReason) -> None:
+        """Without a further token; whoever listens hears of it, for those that wait for the prompt as well."""
+        siblings, generation.siblings = generation.siblings, []
+        generation.finish_reason = reason
+        self._forget(generation)
+        generation.tell()
+        for sibling in siblings:
+            if sibling.finish_reason is None:
+                sibling.finish_reason = reason
+                sibling.tell()
 
     def _forget(self, generation: Generation) -> None:
         self._generations.pop(generation.request.request_id, None)

@@ -10,7 +10,7 @@ import asyncio
 import queue
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -37,6 +37,26 @@ class _Call:
         """Hand an item to the caller's loop; a loop that is gone has no one to tell."""
         if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self.deltas.put_nowait, item)
+
+
+class _Answers:
+    """What `admit` gives: deltas as they come. Left early, or never read, it cancels the request."""
+
+    def __init__(self, items: AsyncGenerator[tuple[int, Delta], None], cancel: Callable[[], None]) -> None:
+        self._items, self._cancel = items, cancel
+
+    def __aiter__(self) -> _Answers:
+        return self
+
+    async def __anext__(self) -> tuple[int, Delta]:
+        return await anext(self._items)
+
+    async def aclose(self) -> None:
+        await self._items.aclose()
+        self._cancel()
+
+    def __del__(self) -> None:
+        self._cancel()
 
 
 class Engine:
@@ -80,9 +100,7 @@ class Engine:
         the engine has failed.
         """
         self._refuse_if_failed()
-        guide = self.core.guide
-        if sampling.constraint is not None and guide is not None and guide.find(sampling.constraint) is None:
-            await asyncio.to_thread(guide.compile, sampling.constraint)  # not in the thread that steps
+        await self._compile(sampling)
         call = _Call(asyncio.get_running_loop(), name)
         self._commands.put(lambda: self._add(call, prompt, sampling, priority, salt))
         async with aclosing(self._listen(call, sampling.n)) as items:
@@ -104,12 +122,14 @@ class Engine:
         """The exported answer was not admitted elsewhere and goes on here."""
         await self._ask(lambda: self.core.resume(self._find(name, index)))
 
-    async def admit(self, moved: Moved, *, name: str | None = None) -> AsyncIterator[tuple[int, Delta]]:
+    async def admit(self, moved: Moved, *, name: str | None = None) -> _Answers:
         """Go on with an answer that another engine has exported; returns what `generate` does, from there on.
 
         When this returns the request is here. Raises MoveError or LayoutError, and then nothing of it is.
         """
         self._refuse_if_failed()
+        with suppress(RequestError):  # the core says it, as a MoveError
+            await self._compile(moved.header.answer.sampling)
         call = _Call(asyncio.get_running_loop(), name)
 
         def enter() -> int:
@@ -118,7 +138,14 @@ class Engine:
             self._calls[id(call)] = call
             return len(call.group)
 
-        return self._listen(call, await self._ask(enter))
+        count = await self._ask(enter)
+        return _Answers(self._listen(call, count), lambda: self._commands.put(lambda: self._cancel(call)))
+
+    async def _compile(self, sampling: Sampling) -> None:
+        """Make a constraint ready, and not in the thread that steps."""
+        guide = self.core.guide
+        if sampling.constraint is not None and guide is not None and guide.find(sampling.constraint) is None:
+            await asyncio.to_thread(guide.compile, sampling.constraint)
 
     def _find(self, name: str, index: int) -> str:
         for call in self._calls.values():

@@ -32,9 +32,28 @@ from tiefsee.ops.storage import Stored, checksum, to_bytes, width
 from tiefsee.streams import Family
 
 MAGIC = b"tiefmove"
-FORM = 1
+FORM = 2
 _PREFIX = struct.Struct("<8sIQ16s")
 LARGEST_HEADER_BYTES = 256 << 20
+
+
+# JSON has no infinity: None stands for it.
+MovedLogprobs = tuple[int, float | None, int, tuple[tuple[int, float | None], ...]]
+
+
+def pack_logprobs(told: TokenLogprobs) -> MovedLogprobs:
+    def finite(value: float) -> float | None:
+        return value if math.isfinite(value) else None
+
+    return told.token_id, finite(told.logprob), told.rank, tuple((token, finite(value)) for token, value in told.top)
+
+
+def unpack_logprobs(moved: MovedLogprobs) -> TokenLogprobs:
+    def number(value: float | None) -> float:
+        return -math.inf if value is None else value
+
+    token, logprob, rank, top = moved
+    return TokenLogprobs(token, number(logprob), rank, tuple((other, number(value)) for other, value in top))
 
 
 @dataclass(frozen=True)
@@ -55,6 +74,7 @@ class MovedAnswer:
     """What the sampler knows. The rest (text, stop strings, constraint) follows from the tokens.
 
     `siblings` are the indexes of answers that wait for the prompt's end; `has_text`: the engine has a tokenizer.
+    Log probabilities are [token, log probability, rank, [[token, log probability], ..]]; null is minus infinity.
     """
 
     index: int
@@ -63,8 +83,8 @@ class MovedAnswer:
     eos_ids: tuple[int, ...]
     has_text: bool
     siblings: tuple[int, ...] = ()
-    logprobs: tuple[TokenLogprobs, ...] = ()
-    prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
+    logprobs: tuple[MovedLogprobs, ...] = ()
+    prompt_logprobs: tuple[MovedLogprobs | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,9 +121,11 @@ class MovedStream:
 
 @dataclass(frozen=True)
 class Header:
-    """Everything but the rows. `model` is the fingerprint of the checkpoint (`files.fingerprint`)."""
+    """Everything but the rows. `model` is the fingerprint of the checkpoint (`files.fingerprint`), `ticket` another
+    number for each export: who gets one twice takes it once."""
 
     model: str
+    ticket: str
     request: MovedRequest
     answer: MovedAnswer
     drafts: MovedDrafts | None

@@ -10,6 +10,7 @@ with the request. Rows travel as the sender stores them; the receiver converts t
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -17,8 +18,16 @@ from typing import TYPE_CHECKING
 from tiefsee.engine.carry import gather, keep_state, scatter
 from tiefsee.engine.delta import Delta
 from tiefsee.engine.generation import Generation, sample_seed
-from tiefsee.engine.moved import Header, Moved, MovedAnswer, MovedRequest, MovedStream
-from tiefsee.errors import MoveError, MoveMismatch
+from tiefsee.engine.moved import (
+    Header,
+    Moved,
+    MovedAnswer,
+    MovedRequest,
+    MovedStream,
+    pack_logprobs,
+    unpack_logprobs,
+)
+from tiefsee.errors import MovedAlready, MoveError, MoveMismatch, RequestError
 from tiefsee.schedule import Request, State, handover
 from tiefsee.streams import Stream
 
@@ -26,6 +35,8 @@ if TYPE_CHECKING:
     from tiefsee.engine.core import EngineCore
 
 Tell = Callable[[int, Delta], None]
+# Of the moves that were admitted here: a sender that heard no answer asks again within seconds.
+REMEMBERED_TICKETS = 4096
 
 
 # ---------------------------------------------------------------------------------------------- here
@@ -48,7 +59,7 @@ def export(core: EngineCore, request_id: str) -> Moved:
     core.flush_orders()
     streams, rows = gather(core, request)
     header = Header(
-        core.fingerprint,
+        core.fingerprint, secrets.token_hex(16),
         MovedRequest(
             tuple(request.tokens), request.num_prompt_tokens, request.num_committed_tokens, request.max_tokens,
             request.priority, request.salt, request.num_cached_tokens,
@@ -56,9 +67,10 @@ def export(core: EngineCore, request_id: str) -> Moved:
         MovedAnswer(
             generation.index, generation.seed, generation.sampling, generation.eos_ids,
             generation.tokenizer is not None, tuple(s.index for s in generation.siblings),
-            tuple(generation.logprobs), generation.prompt_logprobs(),
+            tuple(map(pack_logprobs, generation.logprobs)),
+            tuple(None if told is None else pack_logprobs(told) for told in generation.prompt_logprobs()),
         ),
-        core.drafts_of(request_id),
+        core.drafts_of(request_id) if request.num_committed_tokens else None,  # preempted: they are gone
         streams,
     )  # fmt: skip
     handover.hold(core.scheduler, request)
@@ -79,10 +91,12 @@ def held(core: EngineCore, request_id: str) -> Generation:
 def admit(core: EngineCore, moved: Moved, on_delta: Tell) -> Generation:
     """Go on with a request of another engine; `on_delta` hears (index of the answer, what is added from here on).
 
-    Everything is checked before anything is changed. Raises MoveMismatch, MoveDamaged, NoRoom or LayoutError, and
-    then this engine is as it was.
+    Everything is checked before anything is changed. Raises MoveMismatch, MoveDamaged, MovedAlready, NoRoom or
+    LayoutError, and then this engine is as it was.
     """
     header = moved.header
+    if header.ticket in core.admitted:
+        raise MovedAlready("the request was admitted here already; release it where it came from")
     _check(core, header)
     moved.check()
     generation = _revive(core, header, on_delta)
@@ -98,6 +112,9 @@ def admit(core: EngineCore, moved: Moved, on_delta: Tell) -> Generation:
             handover.let_go(core.scheduler, request)
             raise
     core.enter(generation, header.drafts if _has_draft_rows(core, header) else None)
+    core.admitted[header.ticket] = None
+    if len(core.admitted) > REMEMBERED_TICKETS:
+        del core.admitted[next(iter(core.admitted))]
     return generation
 
 
@@ -115,16 +132,45 @@ def _check(core: EngineCore, header: Header) -> None:
         raise MoveMismatch(f"{request.num_committed_tokens} rows for {len(request.tokens)} tokens; needed fewer")
     if not 1 <= request.num_prompt_tokens <= len(request.tokens):
         raise MoveMismatch(f"a prompt of {request.num_prompt_tokens} of {len(request.tokens)} tokens; needed 1 or more")
-    bad = [t for t in request.tokens if not 0 <= t < core.spec.vocab_size]
+    if len(request.tokens) - request.num_prompt_tokens >= request.max_tokens:
+        count = len(request.tokens) - request.num_prompt_tokens
+        raise MoveMismatch(f"the answer has {count} tokens of at most {request.max_tokens}; it needs no other engine")
+    bad = [t for t in (*request.tokens, *answer.eos_ids) if not 0 <= t < core.spec.vocab_size]
     if bad:
         raise MoveMismatch(f"token {bad[0]} is outside the vocabulary of {core.spec.vocab_size} tokens")
+    _check_answer(core, header)
     if request.num_committed_tokens:
         _check_streams(core, header)
 
 
+def _check_answer(core: EngineCore, header: Header) -> None:
+    """What `EngineCore.add` would have refused, or made complete."""
+    answer, sampling = header.answer, header.answer.sampling
+    needed = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+    left_open = [name for name in needed if getattr(sampling, name) is None]
+    if left_open:
+        raise MoveMismatch(f"the sampling leaves {', '.join(left_open)} open; a sender fills in its defaults")
+    bad = [index for index in (answer.index, *answer.siblings) if not 0 <= index < sampling.n]
+    if bad:
+        raise MoveMismatch(f"answer {bad[0]} of {sampling.n}; needed 0 to {sampling.n - 1}")
+    try:
+        core.check_sampling(sampling)
+        core.matcher(sampling)
+    except RequestError as error:
+        raise MoveMismatch(f"this engine cannot go on with the request: {error}") from error
+    drafts, count = header.drafts, header.request.num_committed_tokens
+    if drafts is not None and not (drafts.origin >= 1 and 0 <= drafts.filled <= count):
+        raise MoveMismatch(f"drafts from {drafts.origin} to {drafts.filled} for {count} rows; needed some of them")
+
+
 def _check_streams(core: EngineCore, header: Header) -> None:
-    """Every row that the decoder will look at must be there; those of MTP layers may be missing."""
+    """Every row that the decoder will look at must be there, once; those of MTP layers may be missing."""
     count, sent = header.request.num_committed_tokens, _by_name(header)
+    if len({(s.name, s.num_tokens is None) for s in header.streams}) < len(header.streams):
+        raise MoveMismatch("rows of a stream were sent twice; needed once")
+    states = {s.name: s for s in header.streams if s.num_tokens is not None}
+    for stream in core.plan.streams:
+        _check_state(stream, states.get(stream.name), core, count)
     for stream in core.plan.streams:
         wanted = [layer for layer in stream.layers if layer < len(core.spec.layers)]
         found = sent.get(stream.name)
@@ -138,6 +184,19 @@ def _check_streams(core: EngineCore, header: Header) -> None:
                 f"stream {stream.name!r} was sent as {found.num_rows} rows {list(found.shape)} from {found.first} on; "
                 f"needed {needed[-1]} rows {list(stream.shape)} from {needed[-2]} on"
             )
+
+
+def _check_state(stream: Stream, kept: MovedStream | None, core: EngineCore, count: int) -> None:
+    """The state behind a prefix, which lets others resume there."""
+    if kept is None or kept.num_tokens is None:
+        return
+    behind, rows = kept.num_tokens, stream.snapshot_rows
+    is_boundary = 0 < behind <= count and behind % core.plan.block_tokens == 0
+    if not is_boundary or (kept.shape, kept.first, kept.num_rows) != (stream.shape, behind - rows, rows):
+        raise MoveMismatch(
+            f"the state behind {behind} tokens was sent as {kept.num_rows} rows {list(kept.shape)} of stream "
+            f"{stream.name!r} from {kept.first} on; needed {rows} rows {list(stream.shape)} behind a whole block"
+        )
 
 
 def _span(stream: Stream, num_tokens: int) -> tuple[int, int]:
@@ -174,6 +233,8 @@ def _revive(core: EngineCore, header: Header, on_delta: Tell) -> Generation:
     first = generation(answer.index, state.tokens, answer.seed)
     prompt = state.tokens[: state.num_prompt_tokens]
     first.siblings = [generation(i, prompt, sample_seed(answer.sampling, i)) for i in answer.siblings]
-    if not first.replay(state.tokens[state.num_prompt_tokens :], answer.logprobs, answer.prompt_logprobs):
+    told = tuple(map(unpack_logprobs, answer.logprobs))
+    before = tuple(None if told is None else unpack_logprobs(told) for told in answer.prompt_logprobs)
+    if not first.replay(state.tokens[state.num_prompt_tokens :], told, before):
         raise MoveMismatch("the answer has ended by this engine's tokenizer; both sides need the same tokenizer.json")
     return first

@@ -36,7 +36,7 @@ COLUMN_ROWS = 256
 # Tokens of a step up to which each is worth reading the cache for by itself: a decode step, drafts included.
 NATIVE_QUERIES = 64
 # Mean rows per expert of a step up to which experts go through csrc/cpu, with AVX512-BF16 and with AMX.
-NATIVE_ROWS_PER_EXPERT = {1: 6, 2: 96}
+NATIVE_ROWS_PER_EXPERT = {1: 24, 2: 96}
 
 # The same with packed weights: torch is faster from here on, though it waits for them to be unpacked.
 PACKED_ROWS = 32

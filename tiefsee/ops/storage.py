@@ -57,15 +57,20 @@ def decode(stored: Sequence[Tensor], planes: Sequence[Plane], shape: Sequence[in
 def convert(stored: Sequence[Tensor], planes: Sequence[Plane], other: Sequence[Plane]) -> Stored:
     """The same rows in the planes of another layout.
 
-    Fields that both layouts have are copied bit for bit: codes are not quantised a second time. Raises LayoutError
-    where a finite value does not fit into the other layout's numbers (float16 ends at 65,504).
+    Numbers that both layouts have are copied bit for bit: codes are not quantised a second time, nan stays the nan
+    that it is. Raises LayoutError where a finite value does not fit into the other layout's numbers (float16 ends at
+    65,504).
     """
     if list(planes) == list(other):
         return tuple(stored)
     fields = _take_apart(stored, planes)
+    for field in (f for p in other for f in p.fields if f not in fields):
+        same = _same_numbers(fields, field)
+        if same is not None:
+            fields[field] = same
     if all(f in fields for p in other for f in p.fields):
         return _assemble(fields, None, other)
-    values = _values(fields, torch.float32)
+    values = _values({f: t for f, t in fields.items() if any(f in p.fields for p in planes)}, torch.float32)
     converted = _assemble(fields, values, other)
     if _overflows(values, converted, other):
         names = ", ".join(sorted({f.dtype for p in other for f in p.fields if not f.is_scale}))
@@ -130,6 +135,20 @@ def _take_apart(stored: Sequence[Tensor], planes: Sequence[Plane]) -> dict[Field
             fields[field] = part.clone(memory_format=torch.contiguous_format).view(torch_dtype(field.dtype))
             first += field.num_bytes
     return fields
+
+
+def _same_numbers(fields: dict[Field, Tensor], field: Field) -> Tensor | None:
+    """A plain field cut out of others of its dtype; None where some of its values are other numbers there."""
+    parts = [
+        (f, t) for f, t in fields.items() if not f.is_scale and f.first < field.last and field.first < f.last
+    ]  # fmt: skip
+    if field.block or field.is_scale or any(f.block or f.dtype != field.dtype for f, _ in parts):
+        return None
+    cuts = [
+        t[..., max(f.first, field.first) - f.first : min(f.last, field.last) - f.first]
+        for f, t in sorted(parts, key=lambda part: part[0].first)
+    ]
+    return torch.cat(cuts, -1)
 
 
 def _values(fields: dict[Field, Tensor], dtype: torch.dtype) -> Tensor:

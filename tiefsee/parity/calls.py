@@ -44,6 +44,10 @@ TIE_STEPS = 8
 LIMITS = {"swiglu": 2, "run_experts": 6}
 # So many times the limit is what a clamp is given to see whether it is there.
 BEYOND_LIMIT = 4.0
+# Of the largest expert bias: steps between experts where the bias alone shall decide. Far above float32's rounding.
+BIAS_STEP = 1e-4
+# Tables of cos and sin are looked at like an operator: by layer, at positions up to the end of the model's context.
+ROPE = "rope_table"
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,11 @@ class Call:
     """`arguments` by position; `outputs` as computed where it was recorded, one or several; None where there is none.
 
     `probe` names a call that the network did not make: "ties", with scores that were coarsened, to see which of
-    equals are taken; "clamp", with inputs so large that limits are reached.
+    equals are taken; "bias", with scores between which the expert bias decides; "every expert", each alone in a row;
+    "clamp", with inputs so large that limits are reached.
+
+    Of an operator that treats rows one by one a few of the `num_rows` rows are kept; `whole` repeats them, so that it
+    is called with as many rows as the network had: a kernel for a prefill, and its last tile, are not those of a few.
     """
 
     operator: str
@@ -77,10 +85,23 @@ class Call:
     arguments: tuple[Any, ...]
     outputs: tuple[Tensor | None, ...] = field(repr=False)
     probe: str = ""
+    num_rows: int = 0
+    num_kept: int = MAX_ROWS
 
     @property
     def num_bytes(self) -> int:
         return sum(t.numel() * t.itemsize for t in tensors_of((self.arguments, self.outputs)))
+
+    def whole(self) -> Call:
+        """With all rows: those that were kept, again and again."""
+        if self.num_rows <= self.num_kept:
+            return self
+        index = torch.arange(self.num_rows) % self.num_kept
+
+        def repeated(value: Any) -> Any:
+            return value[index] if isinstance(value, Tensor) and value.dim() and len(value) == self.num_kept else value
+
+        return replace(self, arguments=tuple(map(repeated, self.arguments)), outputs=tuple(map(repeated, self.outputs)))
 
 
 def tensors_of(value: Any) -> list[Tensor]:
@@ -101,7 +122,9 @@ class Parameters:
         self._by_name: dict[str, Tensor | Weight] = {}
         packed = {name: m for name, m in network.named_modules() if isinstance(m, Weight)}
         self._by_name.update(packed)
-        for name, value in [*network.named_parameters(), *network.named_buffers()]:
+        # A tied or shared one goes by each of its names.
+        plain = network.named_parameters(remove_duplicate=False), network.named_buffers(remove_duplicate=False)
+        for name, value in (named for of_kind in plain for named in of_kind):
             if name.rpartition(".")[0] not in packed:
                 self._by_name[name] = value
         self._names = {id(value): name for name, value in self._by_name.items()}
@@ -118,6 +141,18 @@ class Parameters:
         return self._by_name[name]
 
 
+def rope_calls(network: Network, play: Callable[[Call], tuple[Tensor | None, ...]]) -> list[Call]:
+    """One for each kind of RoPE: tables of the first positions, and of some up to the end of the context."""
+    spec = network.spec
+    last = spec.max_position_embeddings - 1
+    positions = torch.tensor(sorted({min(round(2 ** (i / 2)) - 1, last) for i in range(2 * last.bit_length() + 1)}))
+    first: dict[object, int] = {}
+    for index, layer in enumerate(spec.all_layers):
+        first.setdefault(layer.attention.rope, index)
+    calls = [Call(ROPE, f"layer {index}", (index, positions), ()) for index in first.values()]
+    return [replace(call, outputs=play(call)) for call in calls]
+
+
 def bind(operator: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
     """Arguments by position, defaults filled in, as the operator table declares them."""
     static = isinstance(inspect.getattr_static(Operators, operator), staticmethod)
@@ -128,17 +163,18 @@ def bind(operator: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> tu
 
 
 def keep(operator: str, site: str, arguments: tuple[Any, ...], result: Any, parameters: Parameters) -> Call:
-    """A call as it can be kept: copies on the CPU, of the first rows only where rows stand for themselves."""
+    """A call as it can be kept: copies on the CPU, of some rows only where rows stand for themselves."""
     first = arguments[0]
-    num_rows = len(first) if operator in BY_ROW else None
+    num_rows = len(first) if operator in BY_ROW else 0
+    spread = torch.linspace(0, max(0, num_rows - 1), MAX_ROWS).round().long()
 
     def kept(value: Any) -> Any:
         found = parameters.find(value)
         if found is not None:
             return found
         if isinstance(value, Tensor):
-            if num_rows is not None and value.dim() and len(value) == num_rows:
-                value = value[:MAX_ROWS]
+            if num_rows > MAX_ROWS and value.dim() and len(value) == num_rows:
+                value = value[spread.to(value.device)]
             return value.detach().to("cpu", copy=True)
         if isinstance(value, nn.Module):
             raise TypeError(f"{operator} at {site} was given a {type(value).__name__} that is no parameter")
@@ -149,26 +185,76 @@ def keep(operator: str, site: str, arguments: tuple[Any, ...], result: Any, para
     if any(_is_view(value) for value in arguments):
         arguments = _with_rows(operator, arguments)
     outputs = as_outputs(result)
-    return Call(operator, site, tuple(_cached(v, kept) for v in arguments), tuple(kept(o) for o in outputs))
+    return Call(
+        operator, site, tuple(_cached(v, kept) for v in arguments), tuple(kept(o) for o in outputs), num_rows=num_rows
+    )
 
 
-def probe(call: Call, play: Callable[[Call], tuple[Tensor | None, ...]]) -> Call | None:
-    """The same call where it is harder, with the outputs that `play` gives; None where there is nothing to probe."""
-    first, *rest = call.arguments
+def probes(
+    call: Call, parameters: Parameters, play: Callable[[Call], tuple[Tensor | None, ...]], done: set[tuple[str, str]]
+) -> list[Call]:
+    """The same call where it is harder, with the outputs that `play` gives; none where there is nothing to probe.
+
+    What does not depend on the step is asked once: `done` has the operators and sites where it was.
+    """
+    harder = []
     if call.operator in PICKS and all(o is not None for o in call.outputs):
-        spread = first.abs().amax().clamp(min=1e-30) / TIE_STEPS
-        first = (first / spread).round() * spread
-        if call.operator == "select_experts":
-            rest[0] = None  # no bias: it would tell equals apart
-        harder = replace(call, arguments=(first, *rest), probe="ties")
-    elif (limit := call.arguments[LIMITS[call.operator]] if call.operator in LIMITS else None) is not None:
-        factor = BEYOND_LIMIT * limit / first.abs().amax().clamp(min=1e-30)
-        if call.operator == "swiglu":
-            rest[0] = rest[0] * factor
-        harder = replace(call, arguments=(first * factor, *rest), probe="clamp")
-    else:
-        return None
-    return replace(harder, outputs=play(harder))
+        harder.append(_with_ties(call))
+    if (call.operator, call.site) not in done:
+        done.add((call.operator, call.site))
+        if call.operator == "select_experts" and isinstance(call.arguments[1], Parameter):
+            harder.append(_with_bias_alone(call, parameters))
+        if call.operator == "run_experts":
+            harder.append(_with_every_expert(call, parameters))
+    if call.operator in LIMITS and call.arguments[LIMITS[call.operator]] is not None:
+        harder.append(_beyond_limit(call))
+    return [replace(h, outputs=tuple(o if o is None else o[: h.num_kept] for o in play(h.whole()))) for h in harder]
+
+
+def _with_ties(call: Call) -> Call:
+    scores, *rest = call.arguments
+    spread = scores.abs().amax().clamp(min=1e-30) / TIE_STEPS
+    if call.operator == "select_experts":
+        rest[0] = None  # no bias: it would tell equals apart
+    return replace(call, arguments=((scores / spread).round() * spread, *rest), probe="ties")
+
+
+def _with_bias_alone(call: Call, parameters: Parameters) -> Call:
+    """Scores that lie as far below the bias as to leave an order of small steps, another in each row: first of the
+    groups, then of the experts in them."""
+    scores, bias, router = call.arguments
+    values = parameters[bias.name].data.detach().float().cpu()
+    num_experts, generator = len(values), torch.Generator().manual_seed(0)
+
+    def orders(count: int) -> Tensor:
+        return torch.stack([torch.randperm(count, generator=generator) for _ in scores])
+
+    groups = orders(router.n_group).repeat_interleave(num_experts // router.n_group, 1) * (num_experts + 1)
+    step = BIAS_STEP * values.abs().amax().clamp(min=1e-3)
+    leveled = (groups + orders(num_experts)) * step + values.amax() - values
+    return replace(call, arguments=(leveled, bias, router), probe="bias")
+
+
+def _with_every_expert(call: Call, parameters: Parameters) -> Call:
+    """A row for each expert, whose other picks weigh nothing: among eight a wrong one would hardly be seen."""
+    hidden, experts, weights, *rest = call.arguments
+    num_picks, num_experts = experts.shape[1], len(parameters[rest[0].name].data)
+    rows = torch.arange(num_experts)
+    every = (rows.unsqueeze(1) + torch.arange(num_picks)) % num_experts
+    alone = torch.zeros(num_experts, num_picks, dtype=weights.dtype)
+    alone[:, 0] = 1.0
+    return replace(
+        call, arguments=(hidden[rows % len(hidden)], every.to(experts.dtype), alone, *rest), probe="every expert",
+        num_rows=num_experts, num_kept=num_experts,
+    )  # fmt: skip
+
+
+def _beyond_limit(call: Call) -> Call:
+    first, *rest = call.arguments
+    factor = BEYOND_LIMIT * call.arguments[LIMITS[call.operator]] / first.abs().amax().clamp(min=1e-30)
+    if call.operator == "swiglu":
+        rest[0] = rest[0] * factor
+    return replace(call, arguments=(first * factor, *rest), probe="clamp")
 
 
 def as_outputs(result: Any) -> tuple[Tensor | None, ...]:

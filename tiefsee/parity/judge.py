@@ -9,16 +9,24 @@ import torch
 from tiefsee.engine import EngineCore
 from tiefsee.ops import Operators, reference
 from tiefsee.ops.weight import dense
-from tiefsee.parity.calls import PICKS, Call
-from tiefsee.parity.measures import PickErrors, pick_errors, row_errors
+from tiefsee.parity.calls import PICKS, ROPE, Call
+from tiefsee.parity.measures import PickErrors, channel_errors, pick_errors, row_errors, scale_error
 from tiefsee.parity.recording import Recording
 from tiefsee.parity.replay import Player
 from tiefsee.parity.report import OperatorResult
-from tiefsee.parity.tolerances import NumberFormat, Tolerance, coarsest, row_limit
+from tiefsee.parity.tolerances import (
+    CHANNEL_FACTOR,
+    FLOAT32_INSIDE,
+    SCALE_FACTOR,
+    NumberFormat,
+    Tolerance,
+    coarsest,
+    row_limit,
+)
 
 Tolerances = Mapping[NumberFormat, Tolerance]
 # Tries at moving a router by noise, to see whether it decides by a near tie.
-NOISE_DRAWS = 8
+NOISE_DRAWS = 32
 
 
 def judge_calls(
@@ -39,6 +47,7 @@ class _Judged:
     def __init__(self, site: str) -> None:
         self.site = site
         self.errors = torch.zeros(0, dtype=torch.float64)
+        self.channel = self.scale = 0.0
         self.num_rows = self.num_different = self.num_wrong = 0
         self.failure: str | None = None
 
@@ -53,11 +62,12 @@ class _Judged:
 
     @property
     def order(self) -> tuple[bool, int, float]:
-        return self.failure is not None, self.num_wrong, self.worst
+        channel, scale = self.channel / CHANNEL_FACTOR, self.scale / SCALE_FACTOR
+        return self.failure is not None, self.num_wrong, max(self.worst, channel, scale)
 
 
-def _judge(call: Call, player: Player, tolerance: Tolerance) -> _Judged:
-    judged = _Judged(call.site)
+def _judge(kept: Call, player: Player, tolerance: Tolerance) -> _Judged:
+    call, judged = kept.whole(), _Judged(kept.site)
     try:
         outputs = player.play(call)
     except Exception as error:  # a device's operator may refuse anything in any way: that is a finding, too
@@ -82,6 +92,9 @@ def _judge(call: Call, player: Player, tolerance: Tolerance) -> _Judged:
         elif needed.numel():
             judged.errors = torch.cat((judged.errors, row_errors(found, needed)))
             judged.num_rows = len(judged.errors)
+            if bool(needed.isfinite().all()):
+                judged.channel = max(judged.channel, float(channel_errors(found, needed).max()))
+                judged.scale = max(judged.scale, scale_error(found, needed))
     return judged
 
 
@@ -152,7 +165,8 @@ def _joined(name: str, number: NumberFormat, judged: Sequence[_Judged], toleranc
         name, number, len(judged), sum(j.num_rows for j in judged), worst.worst,
         float(errors.median()) if len(errors) else 0.0, row_limit(tolerance, name), worst.site,
         sum(j.num_different for j in judged), sum(j.num_wrong for j in judged),
-        next((j.failure for j in judged if j.failure), None),
+        next((j.failure for j in judged if j.failure), None), max(j.channel for j in judged),
+        max(j.scale for j in judged),
     )  # fmt: skip
 
 
@@ -160,10 +174,16 @@ def call_format(call: Call, recording: Recording, player: Player) -> NumberForma
     """The coarsest number that either side uses for this call: its dtype, weights that only one side has packed,
     activations that meet packed weights as codes, rows of a cache that is packed."""
     dtype = player.network.norm.weight.dtype
-    formats = [recording.side["dtype"], str(dtype).removeprefix("torch.")]
+    dtypes = {recording.side["dtype"], str(dtype).removeprefix("torch.")}
+    if call.operator == ROPE or (call.operator in FLOAT32_INSIDE and len(dtypes) == 1):
+        dtypes = {"float32"}
+    formats = [*dtypes]
     for there, here in player.kinds(call):
-        formats.append(recording.side.get("activations", {}).get(there.kind, recording.side["dtype"]))
-        formats.append(player.network.ops.activation_format(here.kind, dtype))
+        codes = {
+            recording.side.get("activations", {}).get(there.kind),
+            player.network.ops.activation_format(here.kind, dtype),
+        }
+        formats += codes & {"int8", "fp8"}
         if there.kind != here.kind:
             formats += [there.kind, here.kind]
     if call.operator in ("latent_attention", "window_attention", "pick_keys"):

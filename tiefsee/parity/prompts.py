@@ -24,6 +24,9 @@ LONG = (
     "He wonders whether the next keeper will read any of it, or only count the pages.\n"
 )
 MIN_LONG_TOKENS = 600
+# Tokens of the context that no prompt takes, for what follows it; and what the short prompts need.
+ROOM = 64
+LEAST_ROOM = 96
 # The long prompt goes on so far behind the place where an indexer begins to choose.
 BEYOND = 256
 
@@ -33,8 +36,12 @@ def built_in(core: EngineCore, long_tokens: int | None = None) -> dict[str, tupl
 
     Without a tokenizer random tokens stand for text. Cut to the context of the engine.
     """
-    wanted = long_tokens or max(MIN_LONG_TOKENS, sparse_from(core.spec) + BEYOND)
-    room = core.max_context - 64
+    wanted = max(MIN_LONG_TOKENS, sparse_from(core.spec) + BEYOND) if long_tokens is None else long_tokens
+    room = core.max_context - ROOM
+    if wanted < 1:
+        raise ConfigError(f"--long is {long_tokens}; needed 1 or more")
+    if room < LEAST_ROOM:
+        raise ConfigError(f"--max-context is {core.max_context}; the built-in prompts need {ROOM + LEAST_ROOM}")
     if core.tokenizer is None:
         dice = random.Random(0)
         lengths = {"short": 24, "middle": 90, "long": min(wanted, room)}
@@ -96,9 +103,9 @@ def _prompt(entry: Any, where: str, core: EngineCore) -> tuple[str, tuple[int, .
         if core.tokenizer is None:
             raise ConfigError(f'{where} is text, and this model has no tokenizer.json; give "tokens" in a .jsonl')
         tokens = core.tokenizer.encode(str(entry["prompt"]))
-        name = str(entry.get("name", entry["prompt"]))
-    if not 0 < len(tokens) < core.max_context - 64:
+        name = str(entry.get("name", "text"))  # reports travel further than prompts: no word of the text is in them
+    if not 0 < len(tokens) < core.max_context - ROOM:
         raise ConfigError(
-            f"{where} has {len(tokens)} tokens; needed 1 to {core.max_context - 65}. Raise --max-context for more"
+            f"{where} has {len(tokens)} tokens; needed 1 to {core.max_context - ROOM - 1}. Raise --max-context for more"
         )
     return name, tuple(tokens)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tiefsee.engine import EngineCore
 from tiefsee.engine.cache import CachePlan, PagedView, StreamCache
-from tiefsee.parity.calls import CachedRows, Call, Parameter, Parameters, as_outputs, cast
+from tiefsee.parity.calls import ROPE, CachedRows, Call, Parameter, Parameters, as_outputs, cast
 
 
 class Player:
@@ -23,6 +23,11 @@ class Player:
     @torch.inference_mode()
     def play(self, call: Call) -> tuple[Tensor | None, ...]:
         """The outputs, on the CPU. Whatever the operator raises comes through."""
+        if call.operator == ROPE:
+            layer, positions = call.arguments
+            positions = positions.to(self.device)
+            rotary = self.network.step(positions, positions, None).rotary  # type: ignore[arg-type]
+            return tuple(t.cpu() for t in rotary.at(self.network.spec.all_layers[layer].attention.rope, positions))
         places = [i for i, value in enumerate(call.arguments) if isinstance(value, CachedRows)]
         layer = call.arguments[places[0] + 1] if places else 0
         arguments = [self._here(value, layer) for value in cast(call, self._dtype)]

@@ -15,9 +15,10 @@ STEP_TOKENS = 256
 def open_side(
     model: str, device: str, dtype: str, format: str, max_context: int, layout: str | None = None
 ) -> EngineCore:
-    """An engine that computes every position by itself: no prefix cache, no drafts. Errors are those of `LLM`."""
+    """An engine that computes every position by itself: no prefix cache; it drafts where the checkpoint has an MTP
+    layer. Errors are those of `LLM`."""
     config = EngineConfig(
-        max_step_tokens=STEP_TOKENS, max_running=MAX_RUNNING, max_context=max_context, max_draft=0,
+        max_step_tokens=STEP_TOKENS, max_running=MAX_RUNNING, max_context=max_context,
         num_blocks=MAX_RUNNING * -(-max_context // 256), enable_prefix_cache=False, cache_layout=layout,
     )  # fmt: skip
     if device == REFERENCE:
