@@ -9,10 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.checkpoint.packers import write_checkpoint
-from tests.tiny import CONFIGS, prompt, relative_error
+from tests.tiny import CONFIGS, prompt, relative_error, tiny_spec
 from tiefsee import LLM
 from tiefsee.checkpoint import save_network
 from tiefsee.errors import CheckpointError, ConfigError, ModelNotFound, UnsupportedModel
+from tiefsee.model import Network
+from tiefsee.ops import Operators
+from tiefsee.ops.group import Group
 from tiefsee.ops.weight import Weight
 
 # hidden_size 144 and 160 make partial blocks of 128 at the edges; FP4 needs an even number of columns.
@@ -247,3 +250,22 @@ def test_sharded_and_single_files_are_one(tmp_path):
         weight_map |= dict.fromkeys(names, file)
     (plain / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     assert torch.equal(open_llm(plain).logits([prompt(9)])[0], needed)
+
+
+def test_what_is_not_the_whole_model_is_not_saved(tmp_path):
+    """One rank's share, and packed weights in a device's own order."""
+    share = Network(tiny_spec("v3"), Operators(), Group(0, 2))
+    with pytest.raises(CheckpointError, match=r"embed.weight is \[49, 48\] here, and \[97, 48\].* one rank's share"):
+        save_network(share, tiny_spec("v3"), CONFIGS["v3"], tmp_path / "share")
+
+    class Reordered(Weight):
+        pass
+
+    packed, _ = write_checkpoint(tmp_path, V3, block=128)
+    llm = open_llm(packed)
+    projection = llm.core.runner.network.layers[0].attn.wo
+    projection.weight = Reordered(projection.weight.data, projection.weight.scale, projection.weight.packing)
+    with pytest.raises(CheckpointError, match=r"attn\.wo\.weight lies in memory as a device's products want it"):
+        save_network(llm.core.runner.network, llm.core.spec, V3, tmp_path / "reordered")
+    assert not (tmp_path / "reordered").exists()
+    assert not (tmp_path / "share").exists()

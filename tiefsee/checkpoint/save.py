@@ -96,6 +96,11 @@ def published_tensors(network: nn.Module, spec: ModelSpec, plain: torch.dtype) -
         if (tensor.name.startswith("mtp.") and not has_mtp) or (tied and tensor.name == "head.weight"):
             continue
         held = _held(network, tensor)
+        if tuple(held.shape) != tensor.shape:
+            raise CheckpointError(
+                f"{tensor.name} is {list(held.shape)} here, and {list(tensor.shape)} in a checkpoint: this network is "
+                "one rank's share of a model; load the model on one rank and save it there"
+            )
         if isinstance(held, Tensor):
             keeps_dtype = tensor.kind in ("fp32", "table")
             yield tensor.published, held.detach().to("cpu", held.dtype if keeps_dtype else plain).contiguous()
@@ -114,6 +119,11 @@ def _held(network: nn.Module, tensor: CheckpointTensor) -> Tensor | PackedSlice:
     path, _, leaf = tensor.name.rpartition(".")
     value = getattr(network.get_submodule(path), leaf)
     if isinstance(value, Weight):
+        if type(value) is not Weight:
+            raise CheckpointError(
+                f"{tensor.name} lies in memory as a device's products want it, from which a checkpoint cannot be "
+                "written; load the model on the CPU and save it there"
+            )
         if tensor.expert is not None:
             return PackedSlice(value.data[tensor.expert], value.scale[tensor.expert], value.packing)
         return PackedSlice(value.data, value.scale, value.packing)
