@@ -178,11 +178,16 @@ def test_too_many_ranks_are_refused_before_a_process_starts(folder, monkeypatch)
 
 def test_close_ends_the_others(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
     llm = LLM(folder("v2"), tp=2, **OPTIONS)
     pids = follower_pids(llm)
     assert all(map(is_alive, pids))
+    assert torch.get_num_threads() == 1  # they share the threads
     llm.close()
     llm.close()
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
     assert not any(map(is_alive, pids))
     assert not [*tmp_path.iterdir()]
     with pytest.raises(DeviceError, match="closed; load the model again"):

@@ -71,6 +71,7 @@ class Followers:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._group: Group | None = None
         self._ended: str | None = None
+        self._threads_before = torch.get_num_threads()
         # Ranks find each other by a file in a folder that only this user can read. NCCL and HCCL look into it at the
         # first collective, long after the ranks have met: it is kept until the end.
         folder = tempfile.mkdtemp(prefix="tiefsee-ranks-")
@@ -137,8 +138,9 @@ class Followers:
             raise
 
     def close(self) -> None:
-        """End the followers, and leave their group."""
+        """End the followers, and leave their group; this process has its threads to itself again."""
         self._ended = self._ended or "closed"
+        torch.set_num_threads(self._threads_before)
         group, self._group = self._group, None
         self._finalizer()
         if group is not None:
