@@ -33,6 +33,7 @@ bench: .venv/.installed-dev
 	$(BIN)/python benchmarks/against_transformers.py
 	$(BIN)/python benchmarks/packed_weights.py
 	$(BIN)/python benchmarks/speculation.py
+	$(BIN)/python benchmarks/ranks.py
 	$(BIN)/python benchmarks/load_memory.py /tmp/tiefsee-bench/v2-lite-9-layers
 	$(BIN)/python benchmarks/serve_process.py
 	$(BIN)/python benchmarks/serve_http.py
