@@ -74,9 +74,17 @@ class PreparedRank:
 
     def load(self, group: Group, progress: bool = False) -> LoadedRank:
         """This rank's share of the weights; all of them where it is alone."""
-        network, report = load(self.files, self.spec, self.device, self.ops, self.dtype, self.format, progress, group)
+        with torch.device("meta"):
+            network = Network(self.spec, self.ops, group)
+        dtype = DTYPES[self.dtype]
+        report = load_network(
+            network, self.spec, self.files, device=self.device, dtype=dtype, format=self.format, progress=progress,
+            split=group.split(self.spec),
+        )  # fmt: skip
+        self.ops.settle(network, dtype)
+        network.eval().requires_grad_(False)
         free_bytes = self.ops.free_bytes(self.device) * self.job.device_share
-        remarks = (*self.ops.remarks(self.spec, DTYPES[self.dtype]), *notes(self.spec, report))
+        remarks = (*self.ops.remarks(self.spec, dtype), *notes(self.spec, report))
         return LoadedRank(
             network, self.files, report, self.dtype, free_bytes, (*filter(None, [self.converted]), *remarks)
         )
@@ -162,27 +170,6 @@ def check_memory(
         f"{format_bytes(needed)} as {format}, and {device} has {format_bytes(free)} free: "
         f"{format_bytes(needed - free)} too little; {advice}"
     )
-
-
-def load(
-    files: ModelFiles,
-    spec: ModelSpec,
-    device: torch.device,
-    ops: Operators,
-    dtype: str,
-    format: str,
-    progress: bool,
-    group: Group,
-) -> tuple[Network, LoadReport]:
-    """An empty network on the meta device, filled tensor by tensor."""
-    with torch.device("meta"):
-        network = Network(spec, ops, group)
-    report = load_network(
-        network, spec, files, device=device, dtype=DTYPES[dtype], format=format, progress=progress,
-        split=group.split(spec),
-    )  # fmt: skip
-    ops.settle(network, DTYPES[dtype])
-    return network.eval().requires_grad_(False), report
 
 
 def resolve_config(config: EngineConfig, spec: ModelSpec, report: LoadReport) -> EngineConfig:
